@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.agent_bundles import AgentBundlesAPI
+from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.audited import audited
@@ -92,6 +93,7 @@ class SurfaceParts:
     render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
     peers: PeerSigner
     feed: EventFeed
+    tasks: TaskParts
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None
     prices: Prices | None = None
     audit: AuditLog | None = None
@@ -162,6 +164,7 @@ class Surfaces:
             **RunAPI(self._runs, catalog).handlers(),
             **agents.handlers(),
             **AgentBundlesAPI(None if parts.agents is None else parts.agents.bundles).handlers(),
+            **AgentTasksAPI(parts.tasks, catalog, lifecycle, clock).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),
             **UsageAPI(store, clock, parts.prices, retention).handlers(),
@@ -227,7 +230,8 @@ def make_routes(
         if wrapped is not None:
             handler = wrapped(name, handler)
         shape = ErrorShape(operation.error or ErrorShape.NATIVE)
-        routes.append(Route(operation.path, answering_errors(handler, shape), methods=[operation.method]))
+        path = operation.path.replace("/{path}", "/{path:path}")  # the rest of a path may have slashes
+        routes.append(Route(path, answering_errors(handler, shape), methods=[operation.method]))
     return routes
 
 

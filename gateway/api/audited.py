@@ -44,6 +44,10 @@ ACTIONS: Mapping[str, str] = {
     "stop_agent": "agent.stop",
     "start_agent": "agent.start",
     "change_agent_rollout": "agent.rollout",
+    "invoke_agent_async": "task.create",
+    "cancel_agent_task": "task.cancel",
+    "retry_agent_task": "task.retry",
+    "delete_agent_task": "task.delete",
     "flat_create_agent": "agent.create",
     "flat_delete_agent": "agent.delete",
     "flat_stop_agent": "agent.stop",
@@ -81,7 +85,7 @@ ACTIONS: Mapping[str, str] = {
     "create_container_file": "file.write",
     "delete_container_file": "file.delete",
 }
-_WITH_CONTENT = frozenset(("tool.call", "run.once"))
+_WITH_CONTENT = frozenset(("tool.call", "run.once", "task.create"))
 
 
 def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> Handler:
@@ -161,8 +165,9 @@ class _Recorder:
                 # 64 KiB: as JSON with every character escaped, a line still fits into the bound of the trail
                 # (audit/chain.py).
                 detail["text"] = body[:65536].decode("utf-8", "replace")
-        if (key_id := request.path_params.get("key_id")) is not None:
-            detail["key_id"] = str(key_id)
+        for name in ("key_id", "task"):
+            if (named := request.path_params.get(name)) is not None:
+                detail[name] = str(named)[:64]
         return detail
 
 

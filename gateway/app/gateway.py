@@ -30,6 +30,7 @@ from gateway.app.parts import (
     time_limits,
 )
 from gateway.app.shutdown import Shutdown
+from gateway.app.tasks import make_tasks
 from gateway.audit.build import make_audit_log
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import Served, SessionAdvisor
@@ -58,6 +59,7 @@ from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.build import Sessions, make_sessions
 from gateway.snapshots.keeper import make_keeper
+from gateway.tasks.counts import TaskCounts
 from gateway.usage.meter import Meter
 from gateway.usage.prices import load_prices
 from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
@@ -134,6 +136,17 @@ class Gateway:
         self.agent_directory: AgentDirectory | None = None
         self.agent_keeper: AgentKeeper | None = None
         self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
+        self.task_counts = TaskCounts()
+        self.tasks = make_tasks(
+            settings,
+            self.store.tasks,
+            self.catalog,
+            self.sessions,
+            self.activator,
+            self.counters,
+            clock,
+            self.task_counts,
+        )
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
             self.access.peers = self.peers
@@ -266,6 +279,7 @@ class Gateway:
             audit=self.audit,
             egress=None if self.egress is None else self.egress.records,
             agents=self.agent_parts,
+            tasks=self.tasks,
             feed=self.feed,
         )
         return Surfaces(self.settings, parts)

@@ -94,6 +94,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         stack.push_async_callback(partial(_last_flush, gateway))
         stack.push_async_callback(sessions.sweeper.aclose)
         stack.push_async_callback(gateway.surfaces.aclose)
+        stack.push_async_callback(gateway.tasks.runner.aclose)
         # Last in, so they are cancelled first: none of them acts on parts that are closing.
         for name, loop in _loops(gateway):
             stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
@@ -142,6 +143,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("sandbox events", _follow_events(gateway)),
         ("kept workspaces", _check_kept(gateway)),
         ("loop lag", gateway.metrics.watch_loop()),
+        ("tasks", gateway.tasks.runner.run()),
         *_agent_loops(gateway),
         *_certificate_loop(gateway),
         *_issuer_loop(gateway),

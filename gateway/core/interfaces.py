@@ -31,6 +31,7 @@ from gateway.core.model import (
     SuspendReport,
 )
 from gateway.core.quota import QuotaLedger
+from gateway.core.tasks import TaskStore
 from gateway.core.usage import SandboxUsage, UsageStore
 
 
@@ -50,6 +51,11 @@ class SessionStore(Protocol):
     @property
     def quotas(self) -> QuotaLedger:
         """What the sessions of each tenant hold. Open while the store is."""
+        ...
+
+    @property
+    def tasks(self) -> TaskStore:
+        """Background work and its results, kept beside sessions. Open while the store is."""
         ...
 
     async def start(self) -> None:

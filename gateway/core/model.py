@@ -223,6 +223,22 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Invocations:
+    """How an agent is invoked (spec.wakegate.invocation). `timeout`: seconds that one try of a task may take.
+
+    `concurrency`: tasks of the agent that run at a time, at all gateways; `per_session`: of one session; `attempts`:
+    how often a task is tried. `session`: where in a JSON body the name of the conversation is, as names that lead into
+    objects; empty: only the header names a session.
+    """
+
+    session: tuple[str, ...] = ()
+    concurrency: int = 20
+    per_session: int = 1
+    attempts: int = 3
+    timeout: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A template: what to run and how its sessions live. Made from YAML by gateway/runtimes/manifest.py."""
 
@@ -252,6 +268,7 @@ class Runtime:
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     agent: Agent | None = None  # of an AgentRuntime on the local engine
+    invocations: Invocations = Invocations()  # of an AgentRuntime
     tenant: str | None = None  # whose it is: it does not exist for others; None: everybody's
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the parsed YAML document
 

@@ -447,6 +447,21 @@ class Settings:
         low=16,
     )
 
+    task_lease: float = _setting(
+        20.0, "time after which a task whose gateway has died is begun again by another one", kind="duration", low=1
+    )
+    task_retention: float = _setting(
+        86400.0, "how long a task that is over is kept, with its result; dead letters 7 days at least",
+        kind="duration", low=1,
+    )  # fmt: skip
+    task_queue: int = _setting(
+        1000, "tasks of one tenant and agent that may wait or run; more are refused with 429", kind="int", low=1
+    )
+    task_bytes: int = _setting(
+        256 << 20, "bytes that the tasks of one tenant may hold in the store, with their results", kind="size", low=4096
+    )
+    tasks_at_once: int = _setting(100, "tasks that one gateway runs at a time", kind="int", low=1)
+
     usage_interval: float = _setting(
         10.0,
         "interval between writes of what tenants have used; a gateway that is killed loses at most this much",

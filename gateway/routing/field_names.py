@@ -14,7 +14,7 @@ HOP_BY_HOP = frozenset((
 PLAIN = frozenset((
     b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"cache-control", b"content-disposition",
     b"content-encoding", b"content-language", b"content-range", b"content-type", b"idempotency-key", b"if-match",
-    b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"pragma", b"prefer", b"range",
+    b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"pragma", b"range",
     b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-protocol", b"sec-websocket-version",
     b"traceparent", b"tracestate", b"user-agent", b"x-wakegate-relayed",
 ))  # fmt: skip

@@ -34,7 +34,7 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 # Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
-    b"sec-fetch-site", HOPS_HEADER, PEER_FIELD, MOUNT_HEADER.encode(), RUNTIME_HEADER,
+    b"prefer", b"sec-fetch-site", HOPS_HEADER, PEER_FIELD, MOUNT_HEADER.encode(), RUNTIME_HEADER,
     *SESSION_HEADERS,
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from gateway.routing.request_fields import Request, mount_at_root
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
-from gateway.routing.target import NotProxied, Target, is_jupyter, parse, parse_port_host
+from gateway.routing.target import NotProxied, Target, is_invocation, is_jupyter, parse, parse_port_host
 from gateway.routing.url_tokens import (
     console_credential,
     cookie_token,
@@ -128,6 +128,8 @@ class Incoming:
             target = _parse_with_host(scope, request, access)
         if request.hops and type(target) is Target:
             target = replace(target, passed_on=True)
+        if request.prefers_async and is_invocation(target) and scope.get("method") == "POST":
+            target = NotProxied.CONTROL  # api/agent_tasks.py keeps it, and has it run later
         self.target = target
         if target is NotProxied.CONTROL and scope["query_string"] and is_jupyter(raw_path(scope)):
             token = take_jupyter_token(scope)

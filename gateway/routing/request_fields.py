@@ -61,6 +61,7 @@ class Request:
         "origin",
         "own_origin",
         "passed_on_for",
+        "prefers_async",
         "runtime",
         "sent_host",
         "sent_id",
@@ -87,6 +88,7 @@ class Request:
         self.signature = b""  # of another gateway that passed it on; headers.py verifies it
         self.passed_on_for: Identity | None = None  # for whom another gateway passed it on
         self.forwarded: Forwarded | None = None
+        self.prefers_async = False  # Prefer: respond-async (RFC 7240 4.1)
         self.sent_host: bytes | None = None  # the Host field, where `host` is not it
         self.host_cookies: list[bytes] = []  # named __Host-; see `mount_at_root`
 
@@ -210,6 +212,13 @@ def _read_request_id(request: Request, value: bytes) -> None:
         request.sent_id = value
 
 
+def _read_prefer(request: Request, value: bytes) -> None:
+    """RFC 7240: preferences are separated by commas, their parameters by semicolons."""
+    names = (each.partition(b";")[0].strip().lower() for each in value.split(b","))
+    request.prefers_async = request.prefers_async or b"respond-async" in names
+    request.lines.append(b"prefer: %b\r\n" % value)
+
+
 def _read_fetch_site(request: Request, value: bytes) -> None:
     if request.fetch_site is not None and request.fetch_site != value:
         raise BadRequestError("two Sec-Fetch-Site headers that differ; send one")
@@ -242,6 +251,7 @@ READERS: Mapping[bytes, Callable[[Request, bytes], None]] = {
     b"x-api-key": _read_api_key,
     RUNTIME_HEADER: _read_runtime,
     b"x-request-id": _read_request_id,
+    b"prefer": _read_prefer,
     b"sec-fetch-site": _read_fetch_site,
     b"origin": _read_origin,
     PEER_FIELD: _read_signature,

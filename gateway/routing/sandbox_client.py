@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from gateway.core.clock import Clock
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from gateway.core.identity import current
-from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
+from gateway.core.model import Kind, Readiness, SandboxReply, SessionId, StartKind
 from gateway.identity.peers import PEER_HEADER
 from gateway.routing.activator import Activator
 from gateway.routing.connection import CHUNKED, UpstreamConnection
@@ -83,10 +83,10 @@ class Caller:
         held: Route | None = reservation.route
         connection: UpstreamConnection | None = None
         try:
-            connection = reservation.route.pool.take()
+            connection = reservation.route.pool_for(target.path).take()
             if connection is None:
                 try:
-                    connection = await reservation.route.pool.dial()
+                    connection = await reservation.route.dial(target.path)
                 except UpstreamConnectError as error:
                     if not error.no_listener:
                         raise
@@ -95,7 +95,7 @@ class Caller:
                     held = None  # for the case that `replace` raises: a slot is given back once
                     reservation = await self._activator.replace(reservation.route, target)
                     held = reservation.route
-                    connection = await held.pool.dial()
+                    connection = await held.dial(target.path)
             await _send(connection, _head(method, target.path, headers, body, reservation), body)
             await connection.response_head()
             reservation.route.check_token_accepted(connection.status, connection.headers, target.path)
@@ -134,6 +134,11 @@ def _head(
         lines += f"content-length: {len(body)}\r\n"
     route = reservation.route
     if route.peer:
+        if route.runtime.kind is Kind.AGENT_RUNTIME:
+            # Another gateway takes some paths of an agent, such as /health, for its own if they come bare.
+            named = route.runtime
+            prefix = f"/v1/namespaces/{named.namespace}/{named.kind.segment}/{named.name}/invocations"
+            path = prefix.encode() + path
         lines += f"{PEER_HEADER}: {route.peer.sign(current(), method, path.partition(b'?')[0]).decode()}\r\n"
     return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), path, lines.encode("latin-1"), route.head)
 

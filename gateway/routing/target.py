@@ -148,6 +148,11 @@ def _named(runtime: bytes | None) -> RuntimeKey | None:
 _parse_kept = lru_cache(maxsize=2048)(_parse)
 
 
+def is_invocation(target: Target | NotProxied) -> bool:
+    """Whether it is a request on an agent's invocation path: no other form names an agent."""
+    return type(target) is Target and target.runtime is not None and target.runtime.kind is Kind.AGENT_RUNTIME
+
+
 def is_jupyter(raw_path: bytes) -> bool:
     """Whether a request that is for the control surfaces is of Jupyter's protocol."""
     return raw_path.startswith(_JUPYTER)

@@ -19,6 +19,7 @@ from gateway.core.documents import DocumentStore
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
+from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
 
 
@@ -122,6 +123,11 @@ class CachedStore:
     def quotas(self) -> QuotaLedger:
         """The inner store's ledger, which is not cached here."""
         return self.inner.quotas
+
+    @property
+    def tasks(self) -> TaskStore:
+        """The inner store's tasks, which are not cached here."""
+        return self.inner.tasks
 
     async def start(self) -> None:
         """Open the inner store. Raises StoreUnavailableError."""

@@ -22,6 +22,7 @@ from gateway.core.documents import Document
 from gateway.core.errors import BadRequestError, StaleWriteError
 from gateway.core.model import Session
 from gateway.core.quota import Amounts, Resource
+from gateway.core.tasks import QueuedTask
 
 _RESOURCES = frozenset(Resource)
 _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
@@ -62,6 +63,11 @@ def stale_document(document: Document) -> StaleWriteError:
     return StaleWriteError(
         f"{document.kind} {document.name!r} changed since version {document.version} was read; read it again"
     )
+
+
+def stale_task(task: QueuedTask) -> StaleWriteError:
+    """The refusal of a task that was written by somebody else, or deleted, since it was read."""
+    return StaleWriteError(f"task {task.id} changed since version {task.version} was read; read it again")
 
 
 def pack_amounts(amounts: Amounts) -> str:

@@ -16,10 +16,12 @@ from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import DEFAULT_TENANT, Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
+from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
 from gateway.store import claims, codec
 from gateway.store.codec import stale_document
 from gateway.store.memory_quotas import MemoryQuotas
+from gateway.store.memory_tasks import MemoryTasks
 from gateway.store.memory_usage import MemoryUsage
 
 
@@ -40,6 +42,7 @@ class MemoryStore:
         self.documents: DocumentStore = MemoryDocuments(self._turn)
         self.usage: UsageStore = MemoryUsage(self._turn, clock)
         self.quotas: QuotaLedger = MemoryQuotas(self._turn, clock)
+        self.tasks: TaskStore = MemoryTasks(self._turn)
 
     async def start(self) -> None:
         """Allow calls, which raise StoreUnavailableError before."""

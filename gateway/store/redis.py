@@ -21,6 +21,7 @@ from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
+from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
 from gateway.store import codec, redis_pages, redis_scripts
 from gateway.store.redis_claims import RedisClaims
@@ -29,6 +30,7 @@ from gateway.store.redis_documents import RedisDocuments
 from gateway.store.redis_durability import durability_warnings
 from gateway.store.redis_exchanges import RedisExchanges
 from gateway.store.redis_quotas import RedisQuotas
+from gateway.store.redis_tasks import RedisTasks
 from gateway.store.redis_usage import RedisUsage
 
 SCHEMA_VERSION = 1
@@ -64,6 +66,7 @@ class RedisStore:
         self.documents: DocumentStore = RedisDocuments(self._root, self._redis.call, self._redis.run)
         self.usage: UsageStore = RedisUsage(self._root, self._redis.pipe, self._redis.run)
         self.quotas: QuotaLedger = RedisQuotas(self._root, self._redis.call, self._redis.run, self._now)
+        self.tasks: TaskStore = RedisTasks(self._root, self._redis.call, self._redis.pipe, self._redis.run)
 
     def __repr__(self) -> str:
         return f"<RedisStore {redacted(self._url)} {self._root}>"

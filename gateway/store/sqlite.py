@@ -18,11 +18,13 @@ from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
+from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
 from gateway.store import claims, codec, sqlite_file, sqlite_pages
 from gateway.store.sqlite_documents import SqliteDocuments
 from gateway.store.sqlite_quotas import SqliteQuotas
 from gateway.store.sqlite_sweeps import EXPIRED, IDLE, TERMINATED, listing
+from gateway.store.sqlite_tasks import SqliteTasks
 from gateway.store.sqlite_thread import SqliteThread
 from gateway.store.sqlite_usage import SqliteUsage
 
@@ -61,6 +63,7 @@ class SqliteStore:
         self.documents: DocumentStore = SqliteDocuments(self._thread)
         self.usage: UsageStore = SqliteUsage(self._thread, clock)
         self.quotas: QuotaLedger = SqliteQuotas(self._thread, clock)
+        self.tasks: TaskStore = SqliteTasks(self._thread)
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"

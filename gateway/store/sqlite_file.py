@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.core.errors import StoreUnavailableError, WakegateError
-from gateway.store import sqlite_pages
+from gateway.store import sqlite_pages, sqlite_task_schema
 
 APPLICATION_ID = 0x574B4754  # "WKGT", which distinguishes a store from other programs' sqlite files
 SCHEMA_VERSION = 1
@@ -202,7 +202,7 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
             f"session store {path}: written by a newer Wakegate (schema {version}, this one knows {SCHEMA_VERSION}); "
             "run that version, or name a different file for the store"
         )
-    for statement in _ADDITIONS:
+    for statement in (*_ADDITIONS, *sqlite_task_schema.SCHEMA):
         connection.execute(statement)
     sqlite_pages.migrate(connection)
 

@@ -25,7 +25,7 @@ LISTS = {
     ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
     ("get", "/v1/caller"), ("get", "/v1/events"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
     ("post", "/v1/console/session"), ("delete", "/v1/console/session"),
-    ("get", "/v1/agents"), ("get", "/api/v1/agents"),
+    ("get", "/v1/agents"), ("get", "/api/v1/agents"), ("get", "/v1/agents/{name}/tasks"),
     ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
     ("get", "/jupyter/api/sessions"), ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
     ("get", "/v1/sandbox/dependencies/refresh"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
@@ -216,7 +216,7 @@ async def test_pages_for_operators_show_no_contents_and_no_names_of_sessions(ope
 @pytest.mark.parametrize("role", KEY_ROLES)
 async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScripted, role: Role) -> None:
     """403 exactly where the table has no permission for the role; 401 without a key, unless the operation is public."""
-    gateway, _ = await open_gateway(auth=True)
+    gateway, _ = await open_gateway(auth=True, unauthenticated_rate=0)
     key = await key_of(gateway, "acme", role)
     async with httpx.AsyncClient(
         base_url=gateway.url, headers={"host": "h"}, trust_env=False, timeout=LIMIT_S

@@ -294,6 +294,16 @@ SCHEMAS: dict[str, Schema] = {
         spec={"type": "object"}, status={"type": "object"},
     ),
     "Agents": obj("agents next", agents=array_of(ref("Agent")), next=nullable(TEXT)),
+    "AgentTask": obj(
+        "id namespace agent state attempts createdAt",
+        id=TEXT, namespace=TEXT, agent=TEXT, path=TEXT, session=nullable(TEXT),
+        state={"enum": ["queued", "running", "succeeded", "failed", "dead", "cancelled"]},
+        createdAt=NUMBER, createdBy=TEXT, startedAt=nullable(NUMBER), finishedAt=nullable(NUMBER),
+        attempts=COUNT, maxAttempts=COUNT, nextAttemptAt=nullable(NUMBER), cancelRequested=FLAG,
+        error=nullable(TEXT), schedule=nullable(TEXT), progress=obj(bytes=COUNT, events=COUNT, last=TEXT),
+        result=nullable({"type": "object"}), webhook=nullable({"type": "object"}),
+    ),
+    "AgentTasks": obj("tasks next", tasks=array_of(ref("AgentTask")), next=nullable(TEXT)),
     "AgentRevisions": obj("revisions", revisions=array_of(obj(
         "revision createdAt createdBy diff", revision=COUNT, createdAt=MOMENT, createdBy=TEXT, reason=TEXT,
         spec={"type": "object"}, diff=array_of(obj("field", field=TEXT)),

@@ -87,6 +87,21 @@ _AGENT_FILTERS = (
     Parameter("limit", "How many at most; 100 if absent.", {"type": "integer", "minimum": 1, "maximum": 500}),
 )  # fmt: skip
 
+_TASK_FIELDS = (
+    Parameter("prefer", "`respond-async` makes a task.", where="header"),
+    Parameter("x-session-id", "The session; without it one is made when the task first runs.", where="header"),
+    Parameter("idempotency-key", "The same key again answers with the same task.", where="header"),
+    Parameter("x-wakegate-task-timeout", "How long one try may take.", where="header"),
+    Parameter("x-wakegate-task-attempts", "How often it is tried, 1 to 20.", where="header"),
+)
+_TASK_FILTERS = (
+    _NAMESPACE,
+    Parameter("state", "Only those in it.",
+              {"enum": ["queued", "running", "succeeded", "failed", "dead", "cancelled"]}),
+    Parameter("before", "`next` of the previous page."),
+    Parameter("limit", "How many at most, 20 if absent.", {"type": "integer", "minimum": 1, "maximum": 100}),
+)  # fmt: skip
+
 
 def _agent(method: str, path: str, summary: str, schema: str = "Agent", body: str = "",
            parameters: tuple[Parameter, ...] = (_NAMESPACE,), status: int = 200) -> Operation:  # fmt: skip
@@ -122,6 +137,28 @@ AGENTS: Mapping[str, Operation] = {
         Operation("POST", "/v1/agent-bundles", "agents", "Upload an agent's files, a tar archive, plain or gzip.",
               {201: Answer("Here.", ref("AgentBundle"))}, body={"type": "string", "format": "binary"},
               body_type="application/octet-stream", sandbox=False),
+    "invoke_agent_async":
+        Operation("POST", "/v1/namespaces/{namespace}/agent-runtimes/{name}/invocations/{path}", "agents",
+                  "With `Prefer: respond-async`, a task is made that runs the request later; without it, as GET.",
+                  {202: Answer("A task; its path is in Location.", ref("AgentTask"))}, _TASK_FIELDS),
+    "list_agent_tasks":
+        _agent("GET", "/v1/agents/{name}/tasks", "List the caller's tasks of an agent, newest first.", "AgentTasks",
+               parameters=_TASK_FILTERS),
+    "get_agent_task":
+        _agent("GET", "/v1/agents/{name}/tasks/{task}", "Get a task, with a result of up to 64 KiB.", "AgentTask",
+               parameters=(_NAMESPACE, Parameter("wait", "How long to wait for its end, such as 30s."))),
+    "get_agent_task_result":
+        Operation("GET", "/v1/agents/{name}/tasks/{task}/result", "agents", "What the agent answered, as it was.",
+                  {200: Answer("The bytes.", None, "*/*"), 409: Answer("It has none.", ref("Error"))}, (_NAMESPACE,),
+                  sandbox=False),
+    "cancel_agent_task":
+        _agent("POST", "/v1/agents/{name}/tasks/{task}/cancel", "Cancel a task; one that runs is stopped.",
+               "AgentTask"),
+    "retry_agent_task":
+        _agent("POST", "/v1/agents/{name}/tasks/{task}/retry", "Try a task that is over again, such as a dead letter.",
+               "AgentTask"),
+    "delete_agent_task":
+        _agent("DELETE", "/v1/agents/{name}/tasks/{task}", "Delete a task that is over, with its result.", ""),
     "flat_create_agent":
         _agent("POST", "/api/v1/agents", "Create an agent from flat fields.", body="NewFlatAgent", parameters=(),
                status=201),

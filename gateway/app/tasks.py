@@ -1,0 +1,44 @@
+"""The parts of tasks, made from those of a gateway."""
+
+from __future__ import annotations
+
+from gateway.api.agent_tasks import TaskLimits, TaskParts
+from gateway.core.clock import Clock
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.settings import Settings
+from gateway.core.tasks import TaskStore
+from gateway.observability.counters import Counters
+from gateway.routing.activator import Activator
+from gateway.routing.sandbox_client import Caller
+from gateway.sessions.build import Sessions
+from gateway.tasks.attempt import Attempts
+from gateway.tasks.counts import TaskCounts
+from gateway.tasks.runner import RunnerSettings, TaskRunner
+
+MAX_ANSWER_BYTES = 4 << 20  # that are kept of what an agent answers to a task
+
+
+def make_tasks(
+    settings: Settings,
+    store: TaskStore,
+    catalog: RuntimeCatalog,
+    sessions: Sessions,
+    activator: Activator,
+    counters: Counters,
+    clock: Clock,
+    counts: TaskCounts,
+) -> TaskParts:
+    """What runs tasks, and what its API needs."""
+    attempts = Attempts(sessions.lifecycle, Caller(activator, clock), counters, MAX_ANSWER_BYTES)
+    runner = TaskRunner(
+        store,
+        catalog,
+        attempts,
+        sessions.hibernator,
+        clock,
+        RunnerSettings(settings.task_lease, settings.task_retention, settings.tasks_at_once),
+        counts,
+        is_leaving=lambda: activator.leaving,
+    )
+    limits = TaskLimits(max_open=settings.task_queue, max_bytes=settings.task_bytes, retention=settings.task_retention)
+    return TaskParts(store, runner, limits)

@@ -1,0 +1,211 @@
+"""Agents that are invoked in the background: by a real gateway, in real sandboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.serve import Server, serve
+from tests.support.two_gateways import two
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+
+# What it is asked it writes into its workspace, so that a test can count the tries, also of a gateway that was killed.
+PROGRAM = """
+import http.server, json, os, pathlib, time
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(200, b"ready")
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        path = self.path.partition("?")[0]
+        tries = pathlib.Path(os.environ.get("HOME", ".")) / body.get("name", "tries")
+        with open(tries, "a") as file:
+            file.write("x")
+        n = len(tries.read_text())
+        said = {"path": self.path, "tries": n, "task": self.headers["x-wakegate-task"], "input": body,
+                "cookie": self.headers["cookie"], "attempt": self.headers["x-wakegate-attempt"]}
+        if path == "/flaky" and n < 2 or path == "/broken":
+            return self.answer(500, b"not yet")
+        if path == "/wrong":
+            return self.answer(422, b"no such field")
+        if path == "/huge":
+            return self.answer(200, b"x" * (5 << 20))
+        if path in ("/slow", "/once-slow") and (n < 2 or path == "/slow"):
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            for i in range(6000):
+                self.wfile.write(b'data: {"step": %d}\\n\\n' % i)
+                self.wfile.flush()
+                time.sleep(0.1)
+        self.answer(200, json.dumps(said).encode())
+    def answer(self, status, data):
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Agent).serve_forever()
+"""
+INVOCATIONS = "/v1/namespaces/default/agent-runtimes/worker/invocations"
+LEASE = ("--task-lease", "2s")
+
+
+def create(server: Server, **own: Any) -> None:
+    """The agent, which keeps two sandboxes ready."""
+    container = {
+        "name": "agent", "image": "x", "command": ["python3", "-c", PROGRAM],
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1},
+    }  # fmt: skip
+    spec = {
+        "targetPort": [{"port": 8080, "protocol": "HTTP"}],
+        "podTemplate": {"spec": {"containers": [container]}},
+        **({"wakegate": own} if own else {}),
+    }
+    made = server.client.post("/v1/agents", json={"name": "worker", "spec": spec})
+    assert made.status_code == 201, made.text
+
+
+def invoke(server: Server, path: str, body: Any = None, **headers: str) -> httpx.Response:
+    """Ask for a task."""
+    fields = {"prefer": "respond-async", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return server.client.post(INVOCATIONS + path, json=body or {}, headers=fields)
+
+
+def made(server: Server, path: str, body: Any = None, **headers: str) -> str:
+    """The path of a new task."""
+    answer = invoke(server, path, body, **headers)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["preference-applied"] == "respond-async"
+    return answer.headers["location"]
+
+
+def ended(server: Server, place: str) -> dict[str, Any]:
+    """The task once it is over."""
+    wait_until(lambda: shown(server, place)["state"] not in ("queued", "running"), f"the end of {shown(server, place)}")
+    return shown(server, place)
+
+
+def shown(server: Server, place: str) -> dict[str, Any]:
+    document: dict[str, Any] = server.client.get(place).raise_for_status().json()
+    return document
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway with the agent, for the tests that do not kill it."""
+    with serve(tmp_path_factory.mktemp("tasks") / "state", *LEASE) as one:
+        create(one)
+        yield one
+
+
+def test_an_invocation_becomes_a_task_and_its_answer_a_result(server: Server) -> None:
+    """Path, query and body reach the agent, cookies do not; the session that was made answers to the next request."""
+    place = made(server, "/run/it?x=%2F1", {"n": 1}, cookie="a=b")
+    task = ended(server, place)
+    assert (task["state"], task["attempts"], task["error"]) == ("succeeded", 1, None), task
+    said = task["result"]["body"]
+    assert (said["path"], said["input"], said["task"], said["cookie"]) == ("/run/it?x=%2F1", {"n": 1}, task["id"], None)
+    raw = server.client.get(f"{place}/result")
+    assert (raw.headers["content-type"], raw.json()) == ("application/json", said)
+    wait_until(lambda: server.state(task["session"])["state"] == "hibernated", "its session costs nothing")
+    again = server.client.post(f"{INVOCATIONS}/run", json={}, headers={"x-session-id": task["session"]})
+    assert (again.json()["tries"], again.json()["task"]) == (2, None)
+    listed = server.client.get("/v1/agents/worker/tasks", params={"state": "succeeded"}).json()
+    assert task["id"] in [each["id"] for each in listed["tasks"]]
+    assert server.client.delete(place).status_code == 204
+    assert server.client.get(place).status_code == 404
+
+
+def test_a_failure_is_tried_again_and_a_wrong_request_is_not(server: Server) -> None:
+    """In the same session; what stays broken is a dead letter, which somebody may have tried again."""
+    flaky, broken, wrong = (
+        made(server, path, x_wakegate_task_attempts="2") for path in ("/flaky", "/broken", "/wrong")
+    )
+    assert (ended(server, flaky)["state"], shown(server, flaky)["attempts"]) == ("succeeded", 2)
+    dead = ended(server, broken)
+    assert (dead["state"], dead["attempts"], dead["error"]) == ("dead", 2, "the agent answered 500")
+    assert dead["result"]["body"] == "not yet"
+    refused = ended(server, wrong)
+    assert (refused["state"], refused["attempts"], refused["result"]["status"]) == ("failed", 1, 422)
+    assert ended(server, made(server, "/huge"))["error"].startswith("its answer is larger")
+    letters = server.client.get("/v1/agents/worker/tasks?state=dead").json()["tasks"]
+    assert [each["id"] for each in letters] == [dead["id"]]
+    assert server.client.post(f"{broken}/retry").json()["state"] == "queued"
+    assert ended(server, broken)["attempts"] == 2
+
+
+def test_a_task_that_runs_shows_its_progress_and_is_stopped(server: Server) -> None:
+    """Progress is the last event of its stream; the agent's connection ends with the task."""
+    place = made(server, "/slow")
+    wait_until(lambda: "last" in shown(server, place)["progress"], "its progress is seen")
+    assert shown(server, place)["state"] == "running"
+    assert server.client.get(f"{place}/result").status_code == 409
+    assert server.client.delete(place).status_code == 409
+    server.client.post(f"{place}/cancel")
+    assert ended(server, place)["state"] == "cancelled"
+    timed = made(server, "/slow", x_wakegate_task_timeout="500ms", x_wakegate_task_attempts="1")
+    assert (ended(server, timed)["state"], shown(server, timed)["error"]) == (
+        "dead", "the agent did not answer within 0.5 s",
+    )  # fmt: skip
+
+
+def test_tasks_of_one_session_run_one_after_the_other(server: Server) -> None:
+    """In its sandbox, whose files they share; a session of others' is not found."""
+    first = ended(server, made(server, "/run", {"name": "shared"}))
+    places = [made(server, "/run", {"name": "shared"}, x_session_id=first["session"]) for _ in range(5)]
+    assert sorted(ended(server, each)["result"]["body"]["tries"] for each in places) == [2, 3, 4, 5, 6]
+    assert invoke(server, "/run", x_session_id="unknown").status_code == 404
+    assert server.client.post(INVOCATIONS + "/run", json={}, headers={"prefer": "wait=5"}).status_code == 200
+
+
+def test_a_request_that_is_sent_again_makes_one_task(server: Server) -> None:
+    """By its key; the same key with another body is refused, and so is what no task can be."""
+    first = invoke(server, "/run", {"n": 1}, idempotency_key="k")
+    assert invoke(server, "/run", {"n": 1}, idempotency_key="k").json()["id"] == first.json()["id"]
+    assert invoke(server, "/run", {"n": 2}, idempotency_key="k").status_code == 422
+    for headers in (
+        {"x-wakegate-task-attempts": "0"},
+        {"x-wakegate-task-timeout": "-1"},
+        {"x-wakegate-task-timeout": "9d"},
+    ):
+        wrong = server.client.post(INVOCATIONS + "/run", json={}, headers={"prefer": "respond-async", **headers})
+        assert wrong.status_code == 400, wrong.text
+    large = server.client.post(
+        INVOCATIONS + "/run", content=b"x" * (1 << 20) + b"x", headers={"prefer": "respond-async"}
+    )
+    assert large.status_code == 413 or large.status_code == 400
+    elsewhere = INVOCATIONS.replace("worker", "nobody")
+    assert server.client.post(elsewhere + "/run", json={}, headers={"prefer": "respond-async"}).status_code == 404
+
+
+def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
+    """One that ran is begun again, in its session with the files of the first try; one that waited runs."""
+    with serve(tmp_path / "state", *LEASE) as server:
+        create(server)
+        place = made(server, "/once-slow")
+        wait_until(lambda: "last" in shown(server, place)["progress"], "it runs")
+        waits = made(server, "/run", x_session_id=shown(server, place)["session"])
+        server.kill()
+    with serve(tmp_path / "state", *LEASE) as server:
+        task = ended(server, place)
+        assert (task["state"], task["attempts"]) == ("succeeded", 2), task
+        both = [task, ended(server, waits)]
+        assert sorted(each["result"]["body"]["tries"] for each in both) == [2, 3]  # in either order
+
+
+def test_gateways_that_share_a_store_run_each_task_once(tmp_path: Path) -> None:
+    """They share a Redis; each task is run by one of them, and what one is asked the other one tells."""
+    with two(tmp_path, *LEASE) as (a, b, _):
+        create(a)
+        wait_until(lambda: b.client.get("/v1/agents/worker").status_code == 200, "the other one knows the agent")
+        places = [made(gateway, "/run") for gateway in (a, b) for _ in range(4)]
+        for place in places:
+            assert (ended(b, place)["attempts"], shown(a, place)["result"]["body"]["tries"]) == (1, 1)
