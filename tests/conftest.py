@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -32,17 +33,18 @@ LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")
 SIMULATION_LIMIT_S = 300
 
 
-def _folder(item: pytest.Item) -> str:
+@functools.cache  # thousands of tests, hundreds of files
+def _folder(path: Path) -> str:
     tests = Path(__file__).parent
-    return item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+    return path.relative_to(tests).parts[0] if path.is_relative_to(tests) else ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order tests by LONG_FIRST, and mark those that start processes by the folder they are in."""
     rank = {folder: number for number, folder in enumerate(LONG_FIRST)}
-    items.sort(key=lambda item: rank.get(_folder(item), len(rank)))
+    items.sort(key=lambda item: rank.get(_folder(item.path), len(rank)))
     for item in items:
-        if _folder(item) in PROCESS_FOLDERS:
+        if _folder(item.path) in PROCESS_FOLDERS:
             item.add_marker("processes")
         # The limit finds what hangs. These wait for nothing; beside other work 20 s of computing take minutes.
         if item.get_closest_marker("simulation") and not item.get_closest_marker("timeout"):

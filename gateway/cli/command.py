@@ -17,6 +17,7 @@ import uvloop
 from structlog.contextvars import bind_contextvars
 
 from gateway.cli.banner import banner_of
+from gateway.cli.lean_imports import without_rich
 from gateway.cli.parser import parse
 from gateway.core.errors import SettingsError, WakegateError
 from gateway.core.settings import Settings
@@ -148,8 +149,9 @@ async def _until_terminated(work: Coroutine[Any, Any, int]) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    from gateway.build import build  # slow, so imported only after the settings were checked
-    from gateway.serving.server import serving
+    with without_rich():  # slow nevertheless, so only after the settings were checked
+        from gateway.build import build
+        from gateway.serving.server import serving
 
     gateway = await build(settings)
     await _check_start(settings)  # after `build`, whose errors name the setting; before anything listens
@@ -162,8 +164,9 @@ async def _serve(settings: Settings) -> int:
 async def _serve_as_worker(settings: Settings, number: int) -> int:
     supervisor.end_with_supervisor(settings.drain_timeout)
     bind_contextvars(worker=number)  # all workers log to the same stderr
-    from gateway.build import build
-    from gateway.serving.server import serving
+    with without_rich():
+        from gateway.build import build
+        from gateway.serving.server import serving
 
     sockets = supervisor.sockets_of(settings, number)
     gateway = await build(supervisor.settings_of(settings, number))

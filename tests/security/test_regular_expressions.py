@@ -25,10 +25,13 @@ _ANYWHERE = ("search", "sub", "subn", "split", "findall", "finditer")
 _METHODS = (*_ANYWHERE, "match", "fullmatch")
 
 
-def _modules() -> Iterator[tuple[Path, ast.Module]]:
+_MAKES_PATTERNS = re.compile(rf"\bre\.(?:compile|{'|'.join(_METHODS)})\b")
+
+
+def _modules() -> Iterator[tuple[Path, str]]:
     for package in ("gateway", "picod", "wakegate_client"):
         for file in sorted((_TOP / package).rglob("*.py")):
-            yield file, ast.parse(file.read_text(encoding="utf-8"))
+            yield file, file.read_text(encoding="utf-8")
 
 
 def _is_re(call: ast.Call, names: tuple[str, ...]) -> bool:
@@ -53,16 +56,21 @@ def _texts(tree: ast.Module) -> dict[str, Any]:
 
 
 def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
-    """(where, pattern, the most demanding method that is called on it); a pattern that cannot be found fails."""
-    used: dict[str, set[str]] = {}
+    """(where, pattern, the most demanding method that is called on it); a pattern that cannot be found fails.
+
+    Each worker of a test run does this, so only what makes patterns is parsed (of all modules it takes 5 s of CPU), and
+    what is called on them is looked for in the text, where a comment may make a pattern's test stricter.
+    """
+    modules = list(_modules())
     compiled: list[tuple[Path, ast.Call, str]] = []
     found: list[tuple[str, re.Pattern[Any], str]] = []
-    for file, tree in _modules():
+    for file, source in modules:
+        if not _MAKES_PATTERNS.search(source):
+            continue
+        tree = ast.parse(source)
         known = set()
         texts = _texts(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr in _METHODS and isinstance(node.value, ast.Name):
-                used.setdefault(node.value.id, set()).add(node.attr)
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_re(node.value, ("compile",)):
                 assert isinstance(node.targets[0], ast.Name), f"{file}:{node.lineno}: name the pattern"
                 compiled.append((file, node.value, node.targets[0].id))
@@ -77,6 +85,11 @@ def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
                 found.append((where, re.compile(text), node.func.attr))
             elif isinstance(node, ast.Call) and _is_re(node, ("compile",)):
                 assert node in known, f"{file}:{node.lineno}: compile patterns at the top of the module, by name"
+    used: dict[str, set[str]] = {}
+    uses = re.compile(rf"\b({'|'.join({name for _, _, name in compiled})})\.({'|'.join(_METHODS)})\b")
+    for _, source in modules:
+        for name, method in uses.findall(source):
+            used.setdefault(name, set()).add(method)
     for file, call, name in compiled:
         methods = used.get(name, set())
         method = next((each for each in _ANYWHERE if each in methods), "match" if "match" in methods else "fullmatch")

@@ -79,8 +79,8 @@ def serve(
     """
     log = state.parent / f"{state.name}.log"
     argv = [*wrapper, sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
-    # A kernel in each sandbox, and a notice before the end, only where a test asks for it.
-    argv += ["--code-context", "lazy", "--shutdown-delay", "0", *flags]
+    # A kernel in each sandbox, more warm ones than a test uses, and a notice before the end, only where it asks for them.
+    argv += ["--code-context", "lazy", "--warm-pool", "1", "--shutdown-delay", "0", *flags]
     if "--runtime" in flags:  # and only those that the test names
         argv.append("--no-default-runtime")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
