@@ -131,12 +131,9 @@ class Incoming:
         if request.prefers_async and is_invocation(target) and scope.get("method") == "POST":
             target = NotProxied.CONTROL  # api/agent_tasks.py keeps it, and has it run later
         self.target = target
-        if target is NotProxied.CONTROL and scope["query_string"] and is_jupyter(raw_path(scope)):
-            token = take_jupyter_token(scope)
-            if token is not None and request.credential is None:
-                request.credential, self.identity = token, access.identify(token)
-        if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
-            refuse_keys(scope["query_string"])
+        # The query first: to name a member of an enumeration takes 0.2 us in Python 3.11, and few requests have one.
+        if scope["query_string"] and target is NotProxied.CONTROL:
+            self._read_control_query(scope, request, access)
         try:
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
         except OriginError:
@@ -149,6 +146,15 @@ class Incoming:
         identity = self.identity
         if identity is not None and identity.budget is not None and request.passed_on_for is None:
             identity.spend()  # what another gateway passes on, that one has counted
+
+    def _read_control_query(self, scope: Scope, request: Request, access: AccessPolicy) -> None:
+        """Raises BadRequestError for a key in the query, where only Jupyter's clients may put one."""
+        if is_jupyter(raw_path(scope)):
+            token = take_jupyter_token(scope)
+            if token is not None and request.credential is None:
+                request.credential, self.identity = token, access.identify(token)
+        if access.is_authenticated and scope["query_string"]:
+            refuse_keys(scope["query_string"])
 
     def _refuse(self, scope: Scope, access: AccessPolicy, error: WakegateError) -> None:
         self.was_control = self.target is NotProxied.CONTROL
