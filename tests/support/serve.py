@@ -79,7 +79,7 @@ def serve(
     """
     log = state.parent / f"{state.name}.log"
     argv = [*wrapper, sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
-    # A kernel in each sandbox, more warm ones than a test uses, and a notice before the end, only where it asks for them.
+    # A kernel in each sandbox, more than one that is warm, and a notice before the end, only where a test asks for it.
     argv += ["--code-context", "lazy", "--warm-pool", "1", "--shutdown-delay", "0", *flags]
     if "--runtime" in flags:  # and only those that the test names
         argv.append("--no-default-runtime")
