@@ -49,6 +49,7 @@ from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS, requiring
+from gateway.api.resource_metadata import ResourceMetadata
 from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.usage import UsageAPI
@@ -59,6 +60,7 @@ from gateway.core.model import RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.records import EgressRecords
+from gateway.identity.oidc import trusted_issuers
 from gateway.identity.peers import PeerSigner
 from gateway.identity.shared_secret import SharedSecret
 from gateway.identity.tenants import TenantDirectory
@@ -116,6 +118,7 @@ class Surfaces:
         self.tenants = TenantsAPI(parts.tenants, parts.store, lifecycle)
         self._access_tokens = AccessTokens()
         self._e2b = E2BRouter(lifecycle, parts.caller, self._access_tokens, clock)
+        self._resource_metadata = ResourceMetadata(trusted_issuers(settings))
         self._runs = OneShotRuns(lifecycle, parts.caller)
         self.routes = make_routes(
             CONTROL,
@@ -130,6 +133,7 @@ class Surfaces:
             acknowledge=parts.acknowledge,
             e2b=self._e2b,
             channels=Channels(lifecycle, parts.caller, clock),
+            challenge=self._resource_metadata.challenge,
         )
 
     def _own(self, settings: Settings, parts: SurfaceParts) -> Handlers:
@@ -181,6 +185,7 @@ class Surfaces:
         return {
             **ToolsAPI(self._tools, lifecycle, catalog, self._reporting_caller, parts.clock).handlers(),
             **self._mcp.handlers(),
+            **self._resource_metadata.handlers(),
             **ContainersAPI(lifecycle, parts.store, catalog).handlers(),
             **ContainerFilesAPI(lifecycle, self._reporting_caller).handlers(),
         }

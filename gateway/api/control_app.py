@@ -26,6 +26,7 @@ from gateway.observability.counters import Counters, status_label
 # A client may send any word as its method. Others than these share one label, so that it cannot make a time series
 # each.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+Challenge = Callable[[Any], bytes | None]
 
 
 class ControlApp:
@@ -41,11 +42,13 @@ class ControlApp:
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
         e2b: E2BRouter | None = None,
         channels: Channels | None = None,
+        challenge: Challenge = lambda scope: None,
     ) -> None:
         """`body_idle`: idle timeout in seconds while a request's body is read.
 
         `peers` signs what is passed on to the gateway that has a session.
         `acknowledge(session, restored)` is called once an answer with x-wakegate-restored has been delivered.
+        `challenge` gives the WWW-Authenticate of a 401, where it is not the usual one.
         """
         app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
         # A path with a slash behind it is another path. Starlette would redirect to the one without, and clients that
@@ -58,6 +61,7 @@ class ControlApp:
         self._acknowledge = acknowledge
         self._e2b = e2b
         self._channels = channels
+        self._challenge = challenge
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or one WebSocket."""
@@ -68,7 +72,7 @@ class ControlApp:
             if self._channels is not None:
                 await self._channels(scope, receive, send)
             return
-        answer = _Answer(scope, send, self._acknowledge)
+        answer = _Answer(scope, send, self._acknowledge, self._challenge)
         try:
             await self._serve(scope, receive, answer.send)
         finally:
@@ -107,8 +111,11 @@ def _route_path(scope: Any) -> str:
 class _Answer:
     """One answer on its way to the client: fields are added to its head, and its delivery is noted."""
 
-    def __init__(self, scope: Any, send: Any, acknowledge: Callable[[SessionId, str], None]) -> None:
+    def __init__(
+        self, scope: Any, send: Any, acknowledge: Callable[[SessionId, str], None], challenge: Challenge
+    ) -> None:
         self.status = 0  # 0: not begun
+        self._challenge = challenge
         self._scope = scope
         self._send = send
         self._acknowledge = acknowledge
@@ -123,6 +130,9 @@ class _Answer:
             if (request_id := state.get("request_id")) is not None:
                 message["headers"].append((b"x-request-id", request_id))
             message["headers"].extend(_limits_of(state, message["headers"]))
+            if self.status == 401 and (value := self._challenge(self._scope)) is not None:
+                others = [field for field in message["headers"] if field[0] != b"www-authenticate"]
+                message["headers"] = [*others, (b"www-authenticate", value)]
         await self._send(message)
         restored = self._restored
         if restored is not None and message["type"] == "http.response.body" and not message.get("more_body", False):

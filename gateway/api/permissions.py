@@ -23,6 +23,8 @@ PERMISSIONS: Mapping[str, Permission] = {
     "check_agentcube_liveness": Permission.PUBLIC,
     "check_agentcube_readiness": Permission.PUBLIC,
     "get_openapi": Permission.PUBLIC,
+    "get_resource_metadata": Permission.PUBLIC,
+    "get_mcp_resource_metadata": Permission.PUBLIC,
     "render_metrics": Permission.READ_METRICS,
     "create_session": Permission.CREATE_SESSIONS,
     "get_session_egress": Permission.READ_SESSIONS,

@@ -96,9 +96,14 @@ class OIDCVerifier:
             raise UnavailableError("; ".join(failures))
 
 
+def trusted_issuers(settings: Settings) -> list[str]:
+    """The URLs in --oidc-issuer."""
+    return [each.strip() for each in settings.oidc_issuer.split(",") if each.strip()]
+
+
 def make_verifier(settings: Settings, clock: Clock, pod: Path = POD_FOLDER) -> OIDCVerifier | None:
     """A verifier of --oidc-issuer, None without one. `pod`: the folder of the service account. Raises SettingsError."""
-    issuers = [each.strip() for each in settings.oidc_issuer.split(",") if each.strip()]
+    issuers = trusted_issuers(settings)
     if not issuers:
         if settings.oidc_jwks_url or settings.oidc_role_map:
             raise SettingsError(["--oidc-issuer: is needed with --oidc-jwks-url and --oidc-role-map"])

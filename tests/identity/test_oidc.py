@@ -9,14 +9,17 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp.client.auth.utils import extract_resource_metadata_from_www_auth
+from mcp.shared.auth import ProtectedResourceMetadata
 
 from gateway.core.errors import PermissionDeniedError, SettingsError, UnauthorizedError, UnavailableError
 from gateway.core.identity import Role
@@ -88,6 +91,31 @@ async def test_gateway_requires_a_token_and_serves_its_tenant(server: Provider, 
     assert "groups" in body
     session = await gateway.session()  # of the default tenant
     assert (await gateway.ask(get(session, "/x", f"authorization: Bearer {token}\n"))).status == 404
+
+
+async def test_mcp_client_that_is_refused_finds_the_issuer(server: Provider, open_gateway: OpenScripted) -> None:
+    """As the official client reads it: the header of the 401, the document that it names, the issuer in that."""
+    gateway, _ = await open_gateway(oidc_issuer=server.issuer, oidc_role_map="devs=member")
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=20) as client:
+        for headers in ({}, {"authorization": "Bearer wk_wrong"}):
+            refused = await client.post("/mcp", json={}, headers=headers)
+            assert refused.status_code == 401
+            address = extract_resource_metadata_from_www_auth(cast("Any", refused))  # it knows another httpx
+            assert address == f"{gateway.url}/.well-known/oauth-protected-resource/mcp"
+            found = ProtectedResourceMetadata.model_validate_json((await client.get(address)).content)
+            assert str(found.resource) == f"{gateway.url}/mcp"
+            assert [str(each).rstrip("/") for each in found.authorization_servers] == [server.issuer.rstrip("/")]
+        elsewhere = await client.get("/v1/sessions")
+        assert elsewhere.headers["www-authenticate"] == 'Bearer realm="wakegate"'
+
+
+async def test_gateway_without_an_issuer_has_no_such_document(open_gateway: OpenScripted) -> None:
+    """A client then asks its user for a key, and does not look for an issuer at this address."""
+    gateway, _ = await open_gateway()
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=20) as client:
+        absent = await client.get("/.well-known/oauth-protected-resource/mcp")
+        assert absent.status_code == 404
+        assert "--oidc-issuer" in absent.json()["error"]
 
 
 async def test_rotated_key_is_fetched_once_and_the_old_one_forgotten(server: Provider, clock: ManualClock) -> None:

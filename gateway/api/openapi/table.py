@@ -248,6 +248,13 @@ HEALTH: Mapping[str, Operation] = {
     "get_openapi":
         Operation("GET", "/openapi.json", "health", "This document.", {200: Answer("OpenAPI 3.1.", {"type": "object"})},
               error="", sandbox=False),
+    "get_resource_metadata":
+        Operation("GET", "/.well-known/oauth-protected-resource", "health",
+                  "Where a client of the MCP server gets a token (RFC 9728).",
+                  {200: Answer("Of an --oidc-issuer.", {"type": "object"})}, sandbox=False),
+    "get_mcp_resource_metadata":
+        Operation("GET", "/.well-known/oauth-protected-resource/mcp", "health", "The same, where they look first.",
+                  {200: Answer("Of an --oidc-issuer.", {"type": "object"})}, sandbox=False),
     "check_agentcube_health":
         Operation("GET", "/health", "health", "AgentCube's health check.", ok("Status"), error="", sandbox=False),
     "check_agentcube_liveness":
