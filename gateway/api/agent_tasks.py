@@ -219,9 +219,17 @@ class AgentTasksAPI:
             if len(page) < 100:
                 break
             before = (page[-1].created_at, page[-1].id)
+        # Of an agent that was deleted the tasks are still there to be read.
+        if not found and not before and not self._exists(_key(request)):
+            raise RuntimeNotFoundError(f"no agent {_key(request).name[:64]}")
         more, found = len(found) > limit, found[:limit]
         following = f"{found[-1].created_at!r},{found[-1].id}" if more else None
         return JSON({"tasks": [task_document(each, current()) for each in found], "next": following})
+
+    def _exists(self, key: RuntimeKey) -> bool:
+        """Whether the caller sees an agent of this name."""
+        runtime = self._catalog.choose(key)
+        return runtime is not None and current().sees_runtime(runtime)
 
     async def _get(self, request: Request) -> Response:
         task = await self._named(request)

@@ -229,7 +229,7 @@ async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScript
             nobody = await client.request(method, path, content=content)
             permission = PERMISSIONS[name]
             if permission is Permission.PUBLIC:
-                assert nobody.status_code == 200
+                assert nobody.status_code == (404 if "oauth" in path else 200)  # this gateway has no issuer
                 continue
             assert nobody.status_code == 401, name
             expected = permission in ROLES[role]
