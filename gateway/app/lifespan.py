@@ -106,7 +106,7 @@ async def _start_identities(gateway: Gateway, stack: AsyncExitStack) -> None:
     await gateway.tenants.follow()
     if gateway.sessions.ownership.shared_provider:
         # Before the first request: the others take a session for unused only if they know that nobody else serves it.
-        await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
+        await gateway.store.quotas.gateways(gateway.holder, GATEWAY_TTL_S)
     loops = [
         ("tenants", every(FOLLOW_INTERVAL_S, partial(_follow_tenants, gateway))),
         ("request budgets", every(REFILL_INTERVAL_S, partial(_refill_budgets, gateway))),
@@ -133,6 +133,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
     return (
         ("exchanges", gateway.proxy.run_ticker()),
         ("activity", every(HEARTBEAT_INTERVAL_S, sessions.idleness.flush)),
+        *_question_loop(gateway),
         ("durations", every(HEARTBEAT_INTERVAL_S, sessions.durations.catch_up)),
         ("usage", every(gateway.usage_sample_s(), gateway.usage.tick)),
         ("usage records", every(gateway.settings.usage_interval, gateway.usage.flush)),
@@ -157,6 +158,12 @@ def _agent_loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, No
     return (("agents", every(AGENTS_INTERVAL_S, gateway.agent_keeper.tick)),)
 
 
+def _question_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    if not gateway.sessions.ownership.shared_provider:
+        return ()
+    return (("questions", gateway.store.questions.listen(gateway.holder, gateway.activator.is_in_use)),)
+
+
 def _certificate_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
     if (certificates := gateway.certificates) is None:
         return ()
@@ -176,8 +183,8 @@ async def _follow_tenants(gateway: Gateway) -> None:
         if gateway.session_egress is not None:
             gateway.session_egress.refresh()
         if gateway.tenants.has_rates or gateway.sessions.ownership.shared_provider:
-            alive = await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
-            gateway.tenants.share_among(alive)
+            alive = await gateway.store.quotas.gateways(gateway.holder, GATEWAY_TTL_S)
+            gateway.tenants.share_among(len(alive))
     except StoreUnavailableError as error:
         logger.debug("tenants' limits are as they were: %s", error)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+import orjson
 
 from gateway import __version__
 from gateway.core.interfaces import RuntimeCatalog
@@ -16,9 +19,15 @@ if TYPE_CHECKING:
 
 
 def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
-    """The banner of a running gateway: its engine's summary is complete only then."""
+    """The banner of a running gateway: its engine's summary is complete only then.
+
+    Where logs are JSON, one such line: whoever collects them reads this stream line by line too.
+    """
+    engine = gateway.engine_summary().splitlines()
+    if settings.log_format == "json":
+        return _as_json(url, [str(runtime.key) for runtime in gateway.catalog.all()], engine, settings)
     runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
-    return banner(url, settings, runtimes, gateway.engine_summary().splitlines(), first_key(gateway.catalog))
+    return banner(url, settings, runtimes, engine, first_key(gateway.catalog))
 
 
 def first_key(catalog: RuntimeCatalog) -> RuntimeKey:
@@ -54,6 +63,20 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     before = ["", *(word for word, _ in facts)]  # each line's word is left out if the line above has the same
     table = [f"  {'' if word == last else word:<10} {text}" for (word, text), last in zip(facts, before, strict=False)]
     return "\n".join([f"Wakegate {__version__} listens on {url}", *table, "Try it:", *lines])
+
+
+def _as_json(url: str, runtimes: Sequence[str], engine: Sequence[str], settings: Settings) -> str:
+    line = {
+        "event": f"Wakegate {__version__} listens on {url}",
+        "level": "info",
+        "logger": __name__,
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "url": url,
+        "runtimes": list(runtimes),
+        "engine": list(engine),
+        "access": _access(settings),
+    }
+    return orjson.dumps(line).decode()
 
 
 def _access(settings: Settings) -> str:

@@ -30,6 +30,7 @@ from gateway.core.model import (
     StoredSnapshot,
     SuspendReport,
 )
+from gateway.core.questions import PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import SandboxUsage, UsageStore
@@ -56,6 +57,11 @@ class SessionStore(Protocol):
     @property
     def tasks(self) -> TaskStore:
         """Background work and its results, kept beside sessions. Open while the store is."""
+        ...
+
+    @property
+    def questions(self) -> PeerQuestions:
+        """What the gateways that share the store ask each other. Open while the store is."""
         ...
 
     async def start(self) -> None:

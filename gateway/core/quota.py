@@ -91,8 +91,8 @@ class QuotaLedger(Protocol):
         """
         ...
 
-    async def count_gateways(self, holder: str, ttl: float) -> int:
-        """Note that gateway `holder` is alive for `ttl` seconds. Returns how many are."""
+    async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
+        """Note that gateway `holder` is alive for `ttl` seconds. Returns the names of all that are, its own too."""
         ...
 
 

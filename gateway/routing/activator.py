@@ -189,6 +189,17 @@ class Activator:
         for route in self.routes.values():
             route.expire_token()
 
+    def is_in_use(self, session_id: SessionId) -> bool:
+        """Whether requests of a session are under way here, as another gateway asks that is about to hibernate it.
+
+        If not, its route is forgotten, so that the next request reads what that gateway has written before it asked.
+        """
+        if self._activity.busy(session_id):
+            return True
+        if (route := self.routes.get(session_id)) is not None:
+            self.drop(session_id, route.sandbox.id)
+        return False
+
     def drop(self, session_id: SessionId, sandbox_id: SandboxId | None = None) -> None:
         """Forget a route; with `sandbox_id`, only if it still leads there."""
         route = self.routes.get(session_id)

@@ -18,6 +18,7 @@ from gateway.sessions.records import Records
 HEARTBEAT_INTERVAL_S = 1.0  # between two writes of buffered activity
 GATEWAY_TTL_S = 3.5  # how long a gateway counts as alive after it said so, once a second: it may miss two times
 _WORK_CHECK_TIMEOUT_S = 2.0  # for picod's answer to the work check
+_ANSWERS_TIMEOUT_S = 1.0  # for what other gateways say of a session; they answer in milliseconds
 
 _AWAKE = (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING)
 
@@ -94,16 +95,22 @@ class IdleTracker:
         return self._activity.busy(session_id)
 
     async def busy_elsewhere(self, session: Session) -> bool:
-        """Whether another gateway has requests under way on it, judged by heartbeats in the record.
+        """Whether another gateway has requests under way on it.
 
-        Takes 4 s where the session was used within the last 3 s and there is another gateway, and no time otherwise.
+        Where the session was used within the last 3 s, the others are asked; they then ask the store before they use it
+        again. If one does not answer, heartbeats in the record tell, which takes 4 s.
         """
         now = self._clock.now()
         if not self._shared_provider or session.last_active_at + 3 * HEARTBEAT_INTERVAL_S < now:
             return False
         if session.last_active_at > now + HEARTBEAT_INTERVAL_S:
             return True  # the clock was set back: until it has caught up, heartbeats do not change the record
-        if await self._records.store.quotas.count_gateways(self._holder, GATEWAY_TTL_S) == 1:
+        alive = await self._records.store.quotas.gateways(self._holder, GATEWAY_TTL_S)
+        others = alive - {self._holder}
+        answers = await self._records.store.questions.ask(session.id, others, _ANSWERS_TIMEOUT_S) if others else {}
+        if any(answers.values()):
+            return True
+        if others <= answers.keys():
             return False
         # The first heartbeat may be of a request that has ended; one that is still under way shows in a later heartbeat
         # as well. A loaded gateway writes late, so there is time for more than two: 1.5 s, then 2.5 s.

@@ -18,6 +18,7 @@ from aiocache import SimpleMemoryCache
 from gateway.core.documents import DocumentStore
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.questions import PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
@@ -118,6 +119,11 @@ class CachedStore:
     def usage(self) -> UsageStore:
         """The inner store's usage, which is not cached here."""
         return self.inner.usage
+
+    @property
+    def questions(self) -> PeerQuestions:
+        """The inner store's."""
+        return self.inner.questions
 
     @property
     def quotas(self) -> QuotaLedger:

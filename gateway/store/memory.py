@@ -15,6 +15,7 @@ from gateway.core.clock import Clock
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import DEFAULT_TENANT, Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.questions import NoQuestions, PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
@@ -43,6 +44,7 @@ class MemoryStore:
         self.usage: UsageStore = MemoryUsage(self._turn, clock)
         self.quotas: QuotaLedger = MemoryQuotas(self._turn, clock)
         self.tasks: TaskStore = MemoryTasks(self._turn)
+        self.questions: PeerQuestions = NoQuestions()
 
     async def start(self) -> None:
         """Allow calls, which raise StoreUnavailableError before."""

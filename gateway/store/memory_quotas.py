@@ -61,14 +61,14 @@ class MemoryQuotas:
         self._full_at[tenant] = full_at
         return wait
 
-    async def count_gateways(self, holder: str, ttl: float) -> int:
+    async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that this gateway is alive, and count those that are."""
         await self._turn()
         now = self._clock.now()
         self._gateways = {each: until for each, until in self._gateways.items() if now < until <= now + 2 * ttl} | {
             holder: now + ttl
         }
-        return len(self._gateways)
+        return frozenset(self._gateways)
 
     def _held(self, tenant: str, session_id: SessionId) -> Entry:
         return self._entries.get(tenant, {}).get(session_id, Entry(session_id, {}, 0))

@@ -20,6 +20,7 @@ from gateway.core.clock import Clock
 from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.questions import PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
@@ -29,6 +30,7 @@ from gateway.store.redis_client import DEADLINE_S, redacted
 from gateway.store.redis_documents import RedisDocuments
 from gateway.store.redis_durability import durability_warnings
 from gateway.store.redis_exchanges import RedisExchanges
+from gateway.store.redis_questions import RedisQuestions
 from gateway.store.redis_quotas import RedisQuotas
 from gateway.store.redis_tasks import RedisTasks
 from gateway.store.redis_usage import RedisUsage
@@ -67,6 +69,7 @@ class RedisStore:
         self.usage: UsageStore = RedisUsage(self._root, self._redis.pipe, self._redis.run)
         self.quotas: QuotaLedger = RedisQuotas(self._root, self._redis.call, self._redis.run, self._now)
         self.tasks: TaskStore = RedisTasks(self._root, self._redis.call, self._redis.pipe, self._redis.run)
+        self.questions: PeerQuestions = RedisQuestions(self._root, self._redis.call, self._redis.subscription)
 
     def __repr__(self) -> str:
         return f"<RedisStore {redacted(self._url)} {self._root}>"

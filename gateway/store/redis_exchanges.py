@@ -54,6 +54,12 @@ class RedisExchanges:
         if close is not None:
             await close()
 
+    def subscription(self) -> Any:
+        """A connection to channels, besides the others, which its user closes. Raises StoreUnavailableError."""
+        if self._client is None:
+            raise StoreUnavailableError("the session store is not open")
+        return self._client.pubsub()
+
     async def pipe(self, command: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run one command with several argument lists in one round trip; results in the same order."""
         if not calls:

@@ -88,14 +88,14 @@ return '0'
 )
 
 # KEYS: quota-gateways    ARGV: now or '', holder, ttl
-_COUNT = (
+_GATEWAYS = (
     _TIME
     + r"""
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
 -- Beyond any heartbeat's end: the clock was set back since.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.17g', now + 2 * tonumber(ARGV[3])), '+inf')
 redis.call('ZADD', KEYS[1], string.format('%.17g', now + tonumber(ARGV[3])), ARGV[2])
-return redis.call('ZCARD', KEYS[1])
+return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
 )
 
@@ -149,9 +149,10 @@ class RedisQuotas:
         arguments = [self._now(), tenant, repr(interval), burst]
         return float(await self._run(_TAKE, [self._root + "quota-rates"], arguments))
 
-    async def count_gateways(self, holder: str, ttl: float) -> int:
-        """Note that this gateway is alive, and count those that are."""
-        return int(await self._run(_COUNT, [self._root + "quota-gateways"], [self._now(), holder, repr(ttl)]))
+    async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
+        """Note that this gateway is alive, and name those that are."""
+        names = await self._run(_GATEWAYS, [self._root + "quota-gateways"], [self._now(), holder, repr(ttl)])
+        return frozenset(name.decode() for name in names)
 
     def _keys(self, tenant: str) -> list[str]:
         root = self._root

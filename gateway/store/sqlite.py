@@ -17,6 +17,7 @@ from gateway.core.clock import Clock
 from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.questions import NoQuestions, PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
@@ -64,6 +65,7 @@ class SqliteStore:
         self.usage: UsageStore = SqliteUsage(self._thread, clock)
         self.quotas: QuotaLedger = SqliteQuotas(self._thread, clock)
         self.tasks: TaskStore = SqliteTasks(self._thread)
+        self.questions: PeerQuestions = NoQuestions()
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"

@@ -77,17 +77,17 @@ class SqliteQuotas:
 
         return await self._thread.write(take)
 
-    async def count_gateways(self, holder: str, ttl: float) -> int:
-        """Note that this gateway is alive, and count those that are."""
+    async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
+        """Note that this gateway is alive, and name those that are."""
         now = self._clock.now()
 
-        def count(db: sqlite3.Connection) -> int:
+        def note(db: sqlite3.Connection) -> frozenset[str]:
             # Beyond any heartbeat's end: the clock was set back since.
             db.execute("DELETE FROM quota_gateways WHERE until <= ? OR until > ?", (now, now + 2 * ttl))
             db.execute("INSERT OR REPLACE INTO quota_gateways VALUES (?, ?)", (holder, now + ttl))
-            return int(db.execute("SELECT count(*) FROM quota_gateways").fetchone()[0])
+            return frozenset(row[0] for row in db.execute("SELECT holder FROM quota_gateways"))
 
-        return await self._thread.write(count)
+        return await self._thread.write(note)
 
 
 def _held(db: sqlite3.Connection, tenant: str, session_id: SessionId) -> tuple[Amounts, int]:

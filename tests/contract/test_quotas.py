@@ -136,23 +136,23 @@ async def test_bucket_gives_its_burst_and_then_one_per_interval(ledger: QuotaLed
 
 async def test_gateways_without_heartbeats_are_not_counted(ledger: QuotaLedger, clock: ManualClock) -> None:
     """Each counts itself."""
-    assert await ledger.count_gateways("a", 3.0) == 1
-    assert await ledger.count_gateways("b", 3.0) == 2
-    assert await ledger.count_gateways("a", 3.0) == 2
+    assert await ledger.gateways("a", 3.0) == {"a"}
+    assert await ledger.gateways("b", 3.0) == {"a", "b"}
+    assert await ledger.gateways("a", 3.0) == {"a", "b"}
     clock.advance(2.0)
-    await ledger.count_gateways("a", 3.0)
+    await ledger.gateways("a", 3.0)
     clock.advance(2.0)
-    assert await ledger.count_gateways("a", 3.0) == 1
+    assert await ledger.gateways("a", 3.0) == {"a"}
 
 
 async def test_clock_that_is_set_back_refuses_nobody_for_as_long(store: SessionStore, clock: ManualClock) -> None:
     """Neither a bucket of creates nor a heartbeat reaches further ahead than one of now."""
     ledger = store.quotas
     assert [await ledger.take("acme", 10.0, 2) for _ in range(2)] == [0.0, 0.0]
-    assert await ledger.count_gateways("gone", 5.0) == 1
+    assert await ledger.gateways("gone", 5.0) == {"gone"}
     clock.advance(-365 * 86400.0)
     assert [await ledger.take("acme", 10.0, 2) for _ in range(3)] == [0.0, 0.0, pytest.approx(10.0)]
-    assert await ledger.count_gateways("here", 5.0) == 1
+    assert await ledger.gateways("here", 5.0) == {"here"}
 
 
 async def test_closed_store_refuses(store: SessionStore) -> None:

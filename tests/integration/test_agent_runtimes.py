@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,7 +13,7 @@ import yaml
 from agentcube import AgentRuntimeClient
 from websockets.sync.client import connect
 
-from gateway.cli.banner import banner, first_key
+from gateway.cli.banner import banner, banner_of, first_key
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.core.settings import Settings
 from gateway.runtimes.catalog import StaticCatalog
@@ -94,6 +96,16 @@ def test_banner_shows_a_command_that_an_agent_can_answer() -> None:
     assert "execute" not in said
     interpreter = RuntimeKey("default", "zz")
     assert first_key(StaticCatalog([Runtime(agent), Runtime(interpreter)])) == interpreter
+
+
+def test_banner_is_a_line_of_json_where_logs_are() -> None:
+    """Whoever collects the output of a pod parses each line of it."""
+    served = StaticCatalog([Runtime(RuntimeKey("default", "one"))])
+    gateway: Any = SimpleNamespace(catalog=served, engine_summary=lambda: "engine: kubernetes")
+    (line,) = banner_of(gateway, "http://h", Settings(log_format="json")).splitlines()
+    said = json.loads(line)
+    assert said["event"].endswith("listens on http://h")
+    assert (said["url"], said["level"], said["runtimes"]) == ("http://h", "info", ["code-interpreters/default/one"])
 
 
 def pool(server: Server) -> dict[str, Any]:

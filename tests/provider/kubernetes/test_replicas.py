@@ -171,6 +171,12 @@ def test_session_hibernates_at_one_replica_and_wakes_at_another(replicas: tuple[
     session = one.session()
     assert one.run(session, "echo kept > note").status_code == 200
     assert two.run(session, "cat note").json()["stdout"] == "kept\n"
+    with ThreadPoolExecutor() as threads:
+        busy = threads.submit(one.run, session, "touch started; while test ! -e end; do sleep 0.05; done")
+        wait_until(lambda: "started" in two.run(session, "ls").json()["stdout"], "it runs")
+        assert two.client.post(f"/v1/sessions/{session}/hibernate").status_code == 409
+        assert two.run(session, "touch end").status_code == 200
+        assert busy.result(LIMIT_S).status_code == 200
     assert two.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
     reply = one.run(session, "cat note")
     assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\n"), one.log.read_text()[-2000:]
