@@ -14,7 +14,7 @@ from starlette.responses import Response
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
 from gateway.core.model import PRIVATE_METADATA, Kind, RuntimeKey
 from gateway.core.units import parse_lifetime
-from gateway.egress.policy import MAX_ENTRIES
+from gateway.egress.rule_entries import MAX_ENTRIES
 
 MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
 _MAX_PUBLIC_PORTS = 32

@@ -15,7 +15,7 @@ from gateway.core.asked import note_headers
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
-from gateway.egress.policy import Entry
+from gateway.egress.rule_entries import Entry
 from gateway.sessions.activation import Opened
 from gateway.sessions.lifecycle import Lifecycle
 

@@ -262,7 +262,7 @@ class Runtime:
     public_ports: tuple[tuple[int, int], ...] = ()
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     mounts: tuple[Mount, ...] = ()  # spec.wakegate.mounts
-    egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/policy.py knows
+    egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/rule_entries.py reads
     secrets: tuple[Secret, ...] = ()  # spec.wakegate.secrets
     egress_limits: Mapping[str, int] = field(default_factory=dict)  # spec.wakegate.egressLimits, as in policy.Limits
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies

@@ -19,7 +19,8 @@ from urllib.parse import quote, quote_plus, unquote_plus
 
 from gateway.egress.addresses import Host
 from gateway.egress.http_head import Field, Head
-from gateway.egress.policy import Rule, parse_entry
+from gateway.egress.rule_entries import parse_entry
+from gateway.egress.rules import Rule
 
 MIN_VALUE, MAX_VALUE = 8, 4096  # characters: a shorter one cannot be told from other text in an answer
 PLACES = ("header", "bearer", "basic", "query")

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from gateway.core.model import Runtime, Session
 from gateway.egress.notation import Grant
-from gateway.egress.policy import Entry, Limits, parse_rules, uncovered
+from gateway.egress.policy import Limits
+from gateway.egress.rule_entries import Entry, parse_rules
+from gateway.egress.rules import uncovered
 
 LayerEntries = tuple[str, Sequence[Entry]]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from gateway.core.model import Secret
 from gateway.egress.credentials import Credential, host_rules, placeholder_of
-from gateway.egress.policy import Entry, Layer, Limits, Rule, Target, decide, parse_rules
+from gateway.egress.policy import Layer, Limits, Target, decide
+from gateway.egress.rule_entries import Entry, parse_rules
+from gateway.egress.rules import Rule
 
 _HTTP = 80
 

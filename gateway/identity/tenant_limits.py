@@ -11,7 +11,7 @@ from gateway.core.identity import runtime_scope
 from gateway.core.model import RuntimeKey
 from gateway.core.quota import Amounts, Resource
 from gateway.core.units import parse_duration, parse_quantity
-from gateway.egress.policy import Entry, parse_rules
+from gateway.egress.rule_entries import Entry, parse_rules
 
 OWN = "self"  # in paths of the API: the caller's tenant, whose name no other may have
 _MOST = float(1 << 53)  # up to here Lua and JSON know whole numbers exactly

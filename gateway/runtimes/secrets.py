@@ -14,7 +14,8 @@ from typing import Any
 
 from gateway.core.model import Secret
 from gateway.egress.credentials import PLACES, host_rules
-from gateway.egress.policy import Rule, parse_rules, uncovered
+from gateway.egress.rule_entries import parse_rules
+from gateway.egress.rules import Rule, uncovered
 from gateway.egress.values import read_value
 from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files

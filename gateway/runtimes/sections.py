@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec
-from gateway.egress.policy import MAX_ENTRIES, Entry, parse_entry
+from gateway.egress.rule_entries import MAX_ENTRIES, Entry, parse_entry
 from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files
 from gateway.runtimes.schema import PORTS

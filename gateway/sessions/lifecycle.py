@@ -30,7 +30,7 @@ from gateway.core.model import (
     SessionState,
     StartKind,
 )
-from gateway.egress.policy import Entry
+from gateway.egress.rule_entries import Entry
 from gateway.sessions.activation import Opened, SessionOpener, choose_runtime
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings

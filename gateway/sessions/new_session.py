@@ -9,7 +9,7 @@ from gateway.core.errors import BadRequestError, PermissionDeniedError
 from gateway.core.identity import Permission, current
 from gateway.core.model import Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.egress.grants import check_narrower
-from gateway.egress.policy import Entry
+from gateway.egress.rule_entries import Entry
 
 
 def require_creation(runtime: RuntimeKey) -> None:

@@ -7,16 +7,9 @@ from typing import Any, cast
 import pytest
 
 from gateway.egress.addresses import parse_host
-from gateway.egress.policy import (
-    MAX_ENTRIES,
-    Layer,
-    Target,
-    decide,
-    may_reach_private,
-    parse_entry,
-    parse_rules,
-    uncovered,
-)
+from gateway.egress.policy import Layer, Target, decide, may_reach_private
+from gateway.egress.rule_entries import MAX_ENTRIES, parse_entry, parse_rules
+from gateway.egress.rules import uncovered
 
 
 def layer(*entries: Any, setting: str = "the setting") -> Layer:

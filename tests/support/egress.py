@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
 from gateway.egress.notation import Grant
-from gateway.egress.policy import Entry, Limits
+from gateway.egress.policy import Limits
+from gateway.egress.rule_entries import Entry
 
 _FIRST_SILENCE_S = 5.0  # what a busy machine may need before it answers
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from gateway.core.model import Runtime
 from gateway.egress.addresses import METADATA, Network
-from gateway.egress.policy import Rule, parse_entry
+from gateway.egress.rule_entries import parse_entry
+from gateway.egress.rules import Rule
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.build import owner_of
 from gateway.provider.kubernetes.template import own_section
