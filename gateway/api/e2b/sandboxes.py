@@ -7,9 +7,7 @@ Source: github.com/e2b-dev/infra (spec/openapi.yml), and what the SDKs 2.7 to 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,11 +17,19 @@ from gateway.api.e2b.records import (
     E2BRecord,
     detail_document,
     ends_at,
-    fits,
     is_running,
     listed_document,
     record_of,
     sandbox_document,
+)
+from gateway.api.e2b.sandbox_requests import (
+    check_fields,
+    read_envs,
+    read_field,
+    read_flag,
+    read_metadata_filter,
+    read_template,
+    read_timeout,
 )
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object
@@ -40,13 +46,7 @@ from gateway.sessions.lifecycle import UNSET, Lifecycle
 # E2B's own templates that a code interpreter stands for.
 BUILT_IN_TEMPLATES = frozenset(("", "base", "code-interpreter-v1"))
 _TIMEOUT_S, _OLD_TIMEOUT_S = 300.0, 15.0  # of /v2/sandboxes and /sandboxes, where a request has none
-_MAX_TIMEOUT_S = 30 * 86400
 _MAX_LIST = 100
-_MAX_QUERY_CHARS = 8192
-_MAX_TEMPLATE_CHARS = 512
-_MAX_FIELDS = 64
-_NATIVE_FIELDS = {"runtime": "templateID", "ttl": "timeout", "idleTimeout": "timeout with autoPause"}
-_Default = TypeVar("_Default", bool, None)
 
 
 class TemplateNotFoundError(NotFoundError):
@@ -109,21 +109,21 @@ class SandboxesAPI:
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
         is_old = not request.url.path.lstrip("/").startswith("v2/")
-        _check_fields(body)
-        template = _template(body)
+        check_fields(body)
+        template = read_template(body)
         runtime = self._runtime(template)
         for name in ("mcp", "iam", "volumeMounts"):
             if body.get(name):
                 raise BadRequestError(f"{name}: not supported here; leave it out")
         record = E2BRecord(
             template=template or runtime.key.name,
-            envs=_read_envs(body),
-            auto_pause=_flag(body, "autoPause", default=False),
-            auto_resume=_flag(_object(body, "autoResume"), "enabled", default=True),
-            allow_internet=_flag(body, "allow_internet_access", default=None),
+            envs=read_envs(body),
+            auto_pause=read_flag(body, "autoPause", default=False),
+            auto_resume=read_flag(read_field(body, "autoResume"), "enabled", default=True),
+            allow_internet=read_flag(body, "allow_internet_access", default=None),
         )
         # Either the one or the other: a sandbox that pauses ends only with its runtime's maximum duration.
-        timeout = _read_timeout(body, "timeout", _OLD_TIMEOUT_S if is_old else _TIMEOUT_S)
+        timeout = read_timeout(body, "timeout", _OLD_TIMEOUT_S if is_old else _TIMEOUT_S)
         opened = await create_session(
             request,
             self._lifecycle,
@@ -174,7 +174,7 @@ class SandboxesAPI:
         session = await self._require(request)
         was_running = session.state is SessionState.ACTIVE
         opened = await self._lifecycle.wake(session.id)
-        timeout = _read_timeout(body, "timeout", _TIMEOUT_S)
+        timeout = read_timeout(body, "timeout", _TIMEOUT_S)
         session = opened.session
         if ends_at(session) < self._clock.now() + timeout:  # connecting only ever extends the time that is left
             session = await self._extend(session, timeout)
@@ -189,14 +189,14 @@ class SandboxesAPI:
 
     async def _set_timeout(self, request: Request) -> Response:
         body = await read_object(request)
-        timeout = _read_timeout(body, "timeout", None)
+        timeout = read_timeout(body, "timeout", None)
         await self._extend(await self._require(request), timeout)
         return Response(status_code=204)
 
     async def _refresh(self, request: Request) -> Response:
         body = await read_object(request) if await request.body() else {}
         session = await self._require(request)
-        duration = _read_timeout(body, "duration", _OLD_TIMEOUT_S)
+        duration = read_timeout(body, "duration", _OLD_TIMEOUT_S)
         if ends_at(session) < self._clock.now() + duration:
             await self._extend(session, duration)
         return Response(status_code=204)
@@ -254,71 +254,3 @@ class SandboxesAPI:
 
     def _document(self, session: Session) -> dict[str, Any]:
         return sandbox_document(session, self._tokens.of(session.id), self._domain)
-
-
-def read_metadata_filter(text: str) -> dict[str, str]:
-    """The pairs that a list is filtered by. The SDKs encode them three times, of which two are left here.
-
-    Raises BadRequestError.
-    """
-    if len(text) > _MAX_QUERY_CHARS:
-        raise BadRequestError(f"metadata: expected at most {_MAX_QUERY_CHARS} characters")
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict", max_num_fields=64)
-        return {unquote(name, errors="strict"): unquote(value, errors="strict") for name, value in pairs}
-    except ValueError:
-        raise BadRequestError("metadata: expected key=value pairs, joined by & and percent-encoded") from None
-
-
-def _check_fields(body: Mapping[str, Any]) -> None:
-    """Unknown fields are ignored, as newer clients send more; but not a heap of them, nor what is another API's.
-
-    Raises BadRequestError.
-    """
-    if len(body) > _MAX_FIELDS:
-        raise BadRequestError(f"expected at most {_MAX_FIELDS} fields, got {len(body)}")
-    for name, meant in _NATIVE_FIELDS.items():
-        if name in body:
-            raise BadRequestError(f"{name}: a field of /v1/sessions; here it is {meant}")
-
-
-def _template(body: Mapping[str, Any]) -> str:
-    value = body.get("templateID", "")
-    if not isinstance(value, str) or len(value) > _MAX_TEMPLATE_CHARS:
-        raise BadRequestError("templateID: expected text")
-    return value.partition(":")[0]  # without the tag: runtimes have their revisions elsewhere
-
-
-def _read_envs(body: Mapping[str, Any]) -> dict[str, str]:
-    envs = _object(body, "envVars")
-    for name, value in envs.items():
-        if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
-            raise BadRequestError(f"envVars.{name[:64]}: expected text, and a name without '='")
-    if not fits(envs):
-        raise BadRequestError("envVars: expected at most 16 KiB in all")
-    return dict(envs)
-
-
-def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{name}: expected an object")
-    return value
-
-
-def _flag(body: Mapping[str, Any], name: str, *, default: _Default) -> bool | _Default:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise BadRequestError(f"{name}: expected true or false")
-    return value
-
-
-def _read_timeout(body: Mapping[str, Any], name: str, default: float | None) -> float:
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_TIMEOUT_S:
-        raise BadRequestError(f"{name}: expected seconds from 0 to {_MAX_TIMEOUT_S}")
-    return max(float(value), 0.001)  # 0 is now: E2B kills it then
