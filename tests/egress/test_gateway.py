@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.internet import PUBLIC, Internet
-from tests.support.serve import Server, processes_of, serve
+from tests.support.serve import Server, processes_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -34,8 +33,7 @@ def server(world: Internet, tmp_path: Path) -> Iterator[Server]:
     manifest = tmp_path / "runtime.yaml"
     manifest.write_text(MANIFEST)
     flags = ["--runtime", str(manifest), "--audit-log", str(tmp_path / "audit.jsonl"), "--usage-interval", "1s"]
-    bridge = partial(world.bridge, tmp_path / "bridge")
-    with serve(tmp_path / "state", *flags, wrapper=world.enter, bridge=bridge) as made:
+    with world.serve(tmp_path, *flags) as made:
         yield made
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from gateway.egress.gate import EgressGate
 from gateway.provider.local import process_tags
 from tests.support.internet import Internet
 from tests.support.local_engine import KEY, execute, python, runtime, serving
-from tests.support.serve import Server, processes_of, serve
+from tests.support.serve import Server, processes_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -102,8 +101,7 @@ def server(world: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     flags = ["--runtime", str(manifest), "--egress-ca", str(world.ca), "--audit-log", str(tmp_path / "audit.jsonl")]
     flags += ["--audit-content", "text", "--access-log", "--log-level", "debug", "--usage-interval", "1s"]
     flags += ["--snapshots", (tmp_path / "snapshots").as_uri()]
-    bridge = partial(world.bridge, tmp_path / "bridge")
-    with serve(tmp_path / "state", *flags, wrapper=world.enter, bridge=bridge) as made:
+    with world.serve(tmp_path, *flags) as made:
         yield made
 
 

@@ -18,7 +18,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.model import SandboxId, SessionId
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
-from tests.support.process_tree import LOOK, TREE
+from tests.support.kept_files import TREE, hibernate_and_compare
 from tests.support.serve import processes_of, serve
 from tests.support.waiting import wait_until
 
@@ -35,15 +35,7 @@ def picod_that_runs(gateway: int, command: str) -> psutil.Process:
 def test_hibernation_keeps_every_byte(tmp_path: Path) -> None:
     """Files, modes, times and links are the same after a sleep, and the wake says what it was."""
     with serve(tmp_path / "state") as server:
-        session = server.session()
-        assert server.run(session, TREE).json()["exit_code"] == 0
-        before = server.run(session, LOOK).json()["stdout"]
-        assert "x  \\0   y" in before
-        assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
-        woken = server.run(session, LOOK)
-        assert woken.json()["stdout"] == before
-        assert woken.headers["x-wakegate-start"] in ("wake", "wake-cold")
-        assert "x-wakegate-restored" not in woken.headers
+        session = hibernate_and_compare(server)
         assert server.run(session, "true").headers["x-wakegate-start"] == "live"
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from tests.support.herd import all_at_once, asleep, claims, said
+from tests.support.kept_files import hibernate_and_compare
 from tests.support.kube.keys import ask, private_keys, token
 from tests.support.kube.simulator import Cluster
-from tests.support.process_tree import LOOK, TREE
 from tests.support.serve import Server
 from tests.support.waiting import wait_until
 
@@ -24,15 +24,7 @@ def pod_of(server: Server, cluster: Cluster, session: str) -> Any:
 
 def test_hibernation_keeps_every_byte(server: Server) -> None:
     """Files, modes, times and links are the same on another pod, and the wake says what it was."""
-    session = server.session()
-    assert server.run(session, TREE).json()["exit_code"] == 0
-    before = server.run(session, LOOK).json()["stdout"]
-    assert "x  \\0   y" in before
-    assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
-    woken = server.run(session, LOOK)
-    assert woken.json()["stdout"] == before
-    assert woken.headers["x-wakegate-start"] in ("wake", "wake-cold")
-    assert "x-wakegate-restored" not in woken.headers
+    hibernate_and_compare(server)
 
 
 async def test_herd_at_a_hibernated_session_causes_one_wake(server: Server) -> None:

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.support.certificates import Authority
+from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -61,6 +63,13 @@ class Internet:
             finally:
                 process.stdin.close()
                 process.kill()
+
+    @contextmanager
+    def serve(self, folder: Path, *flags: str) -> Iterator[Server]:
+        """A gateway at this world's edge, with its state in `folder`, and a client that reaches it."""
+        bridge = partial(self.bridge, folder / "bridge")
+        with serve(folder / "state", *flags, wrapper=self.enter, bridge=bridge) as made:
+            yield made
 
     def requests(self) -> list[dict[str, Any]]:
         """What its hosts were asked so far: `address` and `port` of the host, and for HTTP the request."""
