@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from gateway.app.gateway import Gateway, holder_name
+from gateway.app.gateway import Engine, Gateway, holder_name
 from gateway.core.addresses import host_name, is_loopback
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock
@@ -91,19 +91,15 @@ def _build_local(
     async def turn_keys() -> None:
         await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
 
-    return Gateway(
-        settings,
-        runtimes=runtimes,
-        store=store,
-        shared=shared,
+    engine = Engine(
         provider=provider,
         keys=keys,
-        clock=clock,
-        me=owner_name(settings.state_dir) if shared else "",
-        engine_summary=lambda: provider.report.summary(),
+        summary=lambda: provider.report.summary(),
         egress=gate,
         background=lambda _: (("signing keys", every(KEYS_INTERVAL_S, turn_keys)),),
     )
+    me = owner_name(settings.state_dir) if shared else ""
+    return Gateway(settings, engine, runtimes=runtimes, store=store, clock=clock, shared=shared, me=me)
 
 
 def _refused_networks(settings: Settings) -> tuple[str, ...]:
@@ -161,16 +157,11 @@ async def _build_in_cluster(
     executor = PicodExecutor(
         cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
     )
-    gateway = Gateway(
-        settings,
-        runtimes=(),
-        store=store,
-        shared=shared,
+    engine = Engine(
         provider=cluster.provider,
         keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
         keys=cluster.keys,
-        clock=clock,
-        engine_summary=cluster.summary,
+        summary=cluster.summary,
         catalog=cluster.catalog,
         background=lambda gateway: (
             ("runtimes of the cluster", cluster.follow()),
@@ -178,6 +169,7 @@ async def _build_in_cluster(
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
         ),
     )
+    gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
     cluster.count_in(gateway.counters.kubernetes)
     return gateway
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.app.gateway import Gateway
+from gateway.app.gateway import Engine, Gateway
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import (
     RuntimeNotFoundError,
@@ -265,15 +265,5 @@ def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> G
     settings = Settings(**{"port": 0, "state_dir": state_dir, "allowed_hosts": "a,b,gateway,h,x", **changes})
     keys = KeyRing(state_dir / "keys", settings.token_algorithm)
     keys.open()
-    return Gateway(
-        settings,
-        runtimes=runtimes,
-        store=store,
-        provider=provider,
-        keeper=provider,
-        executor=MemorylessExecutor(),
-        keys=keys,
-        clock=clock,
-        shared=bool(me),
-        me=me,
-    )
+    engine = Engine(provider=provider, keeper=provider, executor=MemorylessExecutor(), keys=keys)
+    return Gateway(settings, engine, runtimes=runtimes, store=store, clock=clock, shared=bool(me), me=me)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,43 +66,51 @@ from gateway.usage.prices import load_prices
 from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What makes a gateway's sandboxes, and what else depends on where they run.
+
+    `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
+    `summary`: its lines of the start banner; complete once it runs.
+    `egress`: through which its sandboxes reach out; None: they do not, or not through here.
+    `catalog`: in place of the runtimes of manifests; `background` makes loops to run besides, by name.
+    """
+
+    provider: SandboxProvider
+    keys: KeyRing
+    keeper: WorkspaceKeeper | None = None
+    executor: Executor | None = None
+    summary: Callable[[], str] = str
+    egress: EgressGate | None = None
+    catalog: RuntimeCatalog | None = None
+    background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: ()
+
+
 class Gateway:
     """The parts of one gateway. `proxy` is the ASGI app to serve while `lifespan.running` is entered."""
 
     def __init__(
         self,
         settings: Settings,
+        engine: Engine,
         *,
         runtimes: Sequence[Runtime],
         store: SessionStore,
-        provider: SandboxProvider,
-        keeper: WorkspaceKeeper | None = None,
-        executor: Executor | None = None,
-        keys: KeyRing,
         clock: Clock,
         shared: bool = False,
         me: str = "",
-        engine_summary: Callable[[], str] = str,
-        egress: EgressGate | None = None,
-        catalog: RuntimeCatalog | None = None,
-        background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
     ) -> None:
-        """`egress`: through which sandboxes of this gateway reach out; None: they do not, or not through here.
+        """`shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
 
-        `shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
-
-        `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
-        `catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name. Raises SettingsError
-        for what is wrong with the settings of snapshots.
+        Raises SettingsError for what is wrong with the settings of snapshots.
         """
-        self.background = background
+        self.engine = engine
         self.holder = me or holder_name()
-        self.engine_summary = engine_summary  # the engine's lines of the start banner; complete once it runs
         self.settings = settings
         self.clock = clock
         # Where a catalog is given, agents are the cluster's custom resources.
-        self.agents = None if catalog is not None else make_catalog(settings, runtimes)
-        self.catalog: RuntimeCatalog = catalog or self.agents or StaticCatalog(runtimes)
+        self.agents = None if engine.catalog is not None else make_catalog(settings, runtimes)
+        self.catalog: RuntimeCatalog = engine.catalog or self.agents or StaticCatalog(runtimes)
         self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
         self.issuers = make_verifier(settings, clock)
@@ -115,19 +124,19 @@ class Gateway:
         # The order matters from here on: each part is made of those above it, and no field is None for a while.
         self.store = metered(store, self.counters.store)
         self.tenants = TenantDirectory(self.store.documents, read_tenants_file(settings.tenants))
-        self.provider = provider
-        self.tokens = TokenIssuer(keys, clock)
+        self.provider = engine.provider
+        self.tokens = TokenIssuer(engine.keys, clock)
         # Created only if none is passed in: tests and the simulator bring their own, behind the same Protocol.
-        executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
-        keeper = keeper or make_keeper(settings, provider, executor, clock)
+        executor = engine.executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
+        keeper = engine.keeper or make_keeper(settings, self.provider, executor, clock)
         self.keeper = metered_keeper(keeper, self.counters)
         self.sessions = self._make_sessions(executor, shared=shared, me=me)
         self.lifecycle = self.sessions.lifecycle
         self.activity = self.sessions.activity
         self.activator = self._make_activator()
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
-        self.egress = egress
-        self.session_egress = None if egress is None else self._make_session_egress(egress)
+        self.egress = engine.egress
+        self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)
         self.usage = self._make_usage(shared=shared, me=me)
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)

@@ -148,7 +148,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         *_agent_loops(gateway),
         *_certificate_loop(gateway),
         *_issuer_loop(gateway),
-        *gateway.background(gateway),
+        *gateway.engine.background(gateway),
     )
 
 

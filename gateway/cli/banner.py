@@ -23,7 +23,7 @@ def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
 
     Where logs are JSON, one such line: whoever collects them reads this stream line by line too.
     """
-    engine = gateway.engine_summary().splitlines()
+    engine = gateway.engine.summary().splitlines()
     if settings.log_format == "json":
         return _as_json(url, [str(runtime.key) for runtime in gateway.catalog.all()], engine, settings)
     runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
