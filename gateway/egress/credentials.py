@@ -148,7 +148,7 @@ class Mask:
         self._tail, self._held = data[max(0, end - _HELD_FROM + 1) : end], data[end:]
         return data[lead:end]
 
-    def rest(self) -> bytes:
+    def flush(self) -> bytes:
         """What waited, at the end."""
         held, self._held = self._held, b""
         return held

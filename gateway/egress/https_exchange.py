@@ -156,7 +156,7 @@ class Exchange:
                     await self._reply(h11.Data(data=data))
                 yield event
             elif isinstance(event, h11.EndOfMessage):
-                if data := mask.rest():
+                if data := mask.flush():
                     await self._reply(h11.Data(data=data))
                 await self._reply(h11.EndOfMessage())
                 yield event

@@ -174,7 +174,7 @@ class Activator:
         try:
             await self._lifecycle.acknowledge_restored(session_id, restored)
         except WakegateError as error:
-            logger.info("session %s: what was restored is said once more: %s", session_id, error)
+            logger.info("session %s: x-wakegate-restored is sent once more: %s", session_id, error)
 
     def end_unclaimed(self, session_id: SessionId) -> None:
         """End a session that was made for a request whose client left before any answer named it."""

@@ -173,7 +173,7 @@ class Admission:
 
         The expected start is computed again just before the deadline: when many starts queue, the first to finish show
         how long they take under that load, and a request that is still in the queue is then held for longer instead of
-        being refused. `prolong` extends the holds of one session as well.
+        being refused. `extend_holds` extends the holds of one session as well.
         """
         hold = _Hold(runtime, asyncio.get_running_loop().time(), self.hold_time(runtime))
         holds = self._holds.setdefault(session_id, set())
@@ -192,7 +192,7 @@ class Admission:
             if not holds:
                 self._holds.pop(session_id, None)
 
-    def prolong(self, session_id: SessionId) -> None:
+    def extend_holds(self, session_id: SessionId) -> None:
         """Start the holds of a session's requests again, up to MAX_OWNER_WAIT_S in all.
 
         They wait for another gateway, which is dead or shuts down; the hold rule alone covers only starts.

@@ -110,7 +110,7 @@ class Ownership:
                 return
             peer = await self._membership.find(session.owner)
             if not peer.alive:
-                self._admission.prolong(session_id)  # it may be one of many that all start here now
+                self._admission.extend_holds(session_id)  # it may be one of many that all start here now
                 return
             if first is None or first.id != peer.id:
                 first = peer
@@ -121,7 +121,7 @@ class Ownership:
                 raise ElsewhereError(peer)
             if self._closed:
                 raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
-            self._admission.prolong(session_id)
+            self._admission.extend_holds(session_id)
             await self._membership.wait_poll_interval()
 
     async def _may_act(self, session: Session) -> bool:

@@ -48,7 +48,7 @@ class Names:
                 raise
             return earlier
 
-    def doubt(self, host: str, port: int) -> None:
+    def expire(self, host: str, port: int) -> None:
         """The answer led nowhere: ask again next time."""
         if (host, port) in self._known:
             self._known[host, port] = float("-inf"), self._known[host, port][1]
@@ -91,7 +91,7 @@ class NamedConnection(Connection):
                             await self._dial(addresses)
                         return
                     except (OSError, TimeoutError):
-                        self._names.doubt(host, port)
+                        self._names.expire(host, port)
                         if last:
                             raise
         finally:

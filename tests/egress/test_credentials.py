@@ -84,7 +84,7 @@ def test_value_in_an_answer_is_masked_however_it_is_cut(form: str) -> None:
             step = size or shuffled.randrange(1, 12)
             came += mask.feed(text[at : at + step])
             at += step
-        came += mask.rest()
+        came += mask.flush()
         assert len(came) == len(text)
         assert form.encode()[3:] not in came
         assert came.startswith(b'{"sent": "')

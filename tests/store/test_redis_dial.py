@@ -92,7 +92,7 @@ async def test_server_that_moved_is_found_by_the_second_try(
     await dial_anew(store)
     assert resolver.asked == before + 1
     resolver.answers = ("127.0.0.9", "127.0.0.1")  # one of two that is away
-    names.doubt(*key)
+    names.expire(*key)
     await dial_anew(store)
 
 
@@ -110,7 +110,7 @@ async def test_answer_is_kept_for_a_moment(resolver: Resolver) -> None:
     names = Names()
     assert await names.find(NAME, 1) == await names.find(NAME, 1) == ("127.0.0.1",)
     assert resolver.asked == 1
-    names.doubt(NAME, 1)
+    names.expire(NAME, 1)
     await names.find(NAME, 1)
     assert resolver.asked == 2
 

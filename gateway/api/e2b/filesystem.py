@@ -1,4 +1,4 @@
-"""envd's filesystem service: look, list, make, move, remove. Watching is in `watching`.
+"""envd's filesystem service: stat, list, make, move, remove. Watching is in `watching`.
 
 Source: github.com/e2b-dev/infra, packages/envd/spec/filesystem/filesystem.proto.
 """
@@ -35,7 +35,7 @@ def path_of(message: Message, name: str = "path") -> FilePath:
         raise ConnectError("invalid_argument", str(error)) from None
 
 
-async def look(sandbox: SandboxClient, message: Message) -> Message:
+async def get_entry(sandbox: SandboxClient, message: Message) -> Message:
     """Stat: type, size, mode and time of a file; a link itself. `not_found` where there is none."""
     path = path_of(message)
     return {"entry": await entry_of(sandbox, path)}

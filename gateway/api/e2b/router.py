@@ -67,7 +67,7 @@ class E2BRouter:
             "/process.Process/CloseStdin": processes.close_stdin,
             "/process.Process/SendSignal": processes.send_signal,
             "/process.Process/Update": processes.update,
-            "/filesystem.Filesystem/Stat": filesystem.look,
+            "/filesystem.Filesystem/Stat": filesystem.get_entry,
             "/filesystem.Filesystem/ListDir": filesystem.list_directory,
             "/filesystem.Filesystem/MakeDir": filesystem.make_directory,
             "/filesystem.Filesystem/Move": filesystem.move,

@@ -59,7 +59,7 @@ class Admission:
                 kept = earlier.admitted if earlier is not None and _uid(earlier.runtime) == _uid(runtime) else None
                 verdict = self._verdicts[runtime.key] = Verdict(runtime, kept)
                 if self._policy.active:
-                    self._tasks.spawn(self._judge(verdict))
+                    self._tasks.spawn(self._apply_verdict(verdict))
                 else:
                     verdict.admitted, verdict.settled = runtime, True
         return [found for runtime in declared if (found := self._verdicts[runtime.key].admitted) is not None]
@@ -84,7 +84,7 @@ class Admission:
         """Stop looking."""
         await self._tasks.aclose()
 
-    async def _judge(self, verdict: Verdict) -> None:
+    async def _apply_verdict(self, verdict: Verdict) -> None:
         """Until it is admitted, or another version of it was declared."""
         attempt = 0
         key = verdict.runtime.key

@@ -59,10 +59,10 @@ class Cache:
         return [*self.deployments.values(), *self.pods.values()]
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why what we know of the cluster may be old; "" while it is fresh."""
         reflectors: list[Reflector[Any]] = [*self.pods.values(), *self.deployments.values()]
-        return next((reflector.trouble for reflector in reflectors if reflector.trouble), "")
+        return next((reflector.problem for reflector in reflectors if reflector.problem), "")
 
     def learn(self, answer: dict[str, Any]) -> Pod | None:
         """Take in a pod that the server gave us. What is known now: None if it is dead, or not of a runtime."""

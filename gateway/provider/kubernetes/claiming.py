@@ -142,7 +142,7 @@ class Claims:
                     raise start_error(key, str(error)) from error
         return bool(stale)
 
-    async def settle_doubtful(self) -> None:
+    async def settle_unknown(self) -> None:
         """Find out what became of claims whose PATCH had an unknown outcome. Raises KubeError."""
         for mark, pod in list(self._doubtful.items()):
             await self._settle(mark, pod)

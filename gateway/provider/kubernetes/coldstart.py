@@ -106,7 +106,7 @@ class ColdStarts:
                 return ready
         except TimeoutError:
             last = pods.items.get(pod.uid, pod)
-            reason = last.trouble or ("its node has not started it" if last.node else "it has no node yet")
+            reason = last.problem or ("its node has not started it" if last.node else "it has no node yet")
             raise SandboxStartError(f"not ready within {self._timeout:g} s: {reason}") from None
         finally:
             del self._waiting[pod.uid]
@@ -144,9 +144,9 @@ class ColdStarts:
             waiter.set_exception(SandboxStartError(pod.gone if pod is not None else "its pod was deleted"))
         elif pod.ready and pod.ip:
             waiter.set_result(pod)
-        elif pod.trouble and not pod.trouble.startswith("Unschedulable"):
+        elif pod.problem and not pod.problem.startswith("Unschedulable"):
             # A pod that fits nowhere may fit in a minute, when the cluster has grown; the others are worth no wait.
-            waiter.set_exception(SandboxStartError(pod.trouble))
+            waiter.set_exception(SandboxStartError(pod.problem))
 
     def cancel_all(self) -> None:
         """End all waits: the gateway is shutting down."""

@@ -46,7 +46,7 @@ class Consumption:
     def __init__(self, api: KubeApi, clock: Clock, cache: Cache) -> None:
         self._api, self._clock, self._cache = api, clock, cache
         self._told: dict[SandboxId, Sample] = {}
-        self._trouble = ""
+        self._problem = ""
         self._asks_again = float("-inf")  # monotonic
 
     async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
@@ -82,18 +82,18 @@ class Consumption:
                 for namespace in namespaces:
                     answer = await self._api.get(names.pod_metrics(namespace), labelSelector=_SELECTOR)
                     found |= {(namespace, name): sample for name, sample in read_samples(answer)}
-            trouble = ""
+            problem = ""
         except TimeoutError:
-            trouble = f"no answer within {_TIMEOUT_S:g} s"
+            problem = f"no answer within {_TIMEOUT_S:g} s"
         except KubeError as error:
-            trouble = str(error)
+            problem = str(error)
             if error.http_status in (403, 404):
                 self._asks_again = self._clock.monotonic() + _ABSENT_PAUSE_S
-        if trouble and not self._trouble:
-            logger.warning("CPU and memory really used are not counted: metrics.k8s.io: %s", trouble)
-        elif self._trouble and not trouble and namespaces:
+        if problem and not self._problem:
+            logger.warning("CPU and memory really used are not counted: metrics.k8s.io: %s", problem)
+        elif self._problem and not problem and namespaces:
             logger.info("CPU and memory really used are counted")
-        self._trouble = trouble if trouble or namespaces else self._trouble
+        self._problem = problem if problem or namespaces else self._problem
         return found
 
 

@@ -30,7 +30,7 @@ class Deployments:
         """Create or update what the runtime needs; a refusal as invalid is kept in `pool.refused`. Raises KubeError."""
         try:
             async with pool.changing:
-                await self._bring_about(runtime, pool)
+                await self._reconcile(runtime, pool)
             pool.refused = ""
         except KubeError as error:
             # The server's judgement of the object itself: the same again cannot succeed until the runtime is changed.
@@ -74,7 +74,7 @@ class Deployments:
                 known = replace(pool.deployment, version=version, replicas=replicas)
                 self._cache.deployments[key.namespace].put(known)
 
-    async def _bring_about(self, runtime: Runtime, pool: Pool) -> None:
+    async def _reconcile(self, runtime: Runtime, pool: Pool) -> None:
         earlier, pool.runtime = pool.runtime, runtime
         pool.template = make_template(runtime, self._defaults)
         await self._allow_egress(runtime, pool)

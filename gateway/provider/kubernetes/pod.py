@@ -51,7 +51,7 @@ class Pod:
     created_at: float
     started_at: float  # activeDeadlineSeconds counts from here
     node: str
-    trouble: str  # why it cannot get ready, for people; "" while it may
+    problem: str  # why it cannot get ready, for people; "" while it may
     ended: str  # why the whole pod ended; "" while it lives
     restarted: str  # why picod ended since the claim, and was started again by the kubelet; "" when it did not
     restarts: int
@@ -123,7 +123,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         created_at=read_time(metadata.get("creationTimestamp")),
         started_at=read_time(status.get("startTime")),
         node=spec.get("nodeName") or "",
-        trouble=_trouble(status),
+        problem=_problem(status),
         ended=_ended(status, container),
         # A restart while warm is harmless, as nothing had run in it. After the claim, what ran in it is lost.
         restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
@@ -167,7 +167,7 @@ def _is_node_away(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
     return (ready.get("status"), containers.get("status")) == ("False", "True")
 
 
-def _trouble(status: Mapping[str, Any]) -> str:
+def _problem(status: Mapping[str, Any]) -> str:
     """Image errors, crash loops and pods that fit on no node, in words."""
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in statuses:

@@ -70,7 +70,7 @@ class Pool:
         self.failures = 0  # cold starts in a row
         self.last_error = ""
         self.marking = False  # a look at outdated pods is under way
-        self.logged_trouble = ""  # the last one written to the log
+        self.logged_problem = ""  # the last one written to the log
         self.losses = 0
         self.last_loss, self.lost_at = "", 0.0
         self.retry_at: float | None = None
@@ -89,10 +89,10 @@ class Pool:
         return [pod for uid, pod in self.warm.items() if pod.claimable and uid not in self._taken]
 
     @property
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """Why warm pods cannot get ready, one line each."""
         found = [self.refused] if self.refused else []
-        found += [pod.trouble for pod in self.warm.values() if pod.trouble]
+        found += [pod.problem for pod in self.warm.values() if pod.problem]
         if self.deployment is not None and self.deployment.failure and len(self.warm) < self.target:
             found.append(self.deployment.failure)
         return found

@@ -95,7 +95,7 @@ class KubernetesProvider:
         """Serve these from now on; Deployments are made or changed where they differ from what was last applied.
 
         Warm pods of a changed runtime roll; claimed ones stay as they are. A runtime whose pods the server refuses as
-        invalid has that as its trouble, and keeps no other from being served. Raises KubeError.
+        invalid has that as its problem, and keeps no other from being served. Raises KubeError.
         """
         wanted = {runtime.key: runtime for runtime in runtimes}
         for key in [key for key, pool in self._pools.items() if pool.runtime is not None and key not in wanted]:
@@ -127,7 +127,7 @@ class KubernetesProvider:
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now, from memory. Raises RuntimeNotFoundError."""
         pool = self._pools.require(runtime)
-        ready, troubles = len(pool.ready), pool.troubles
+        ready, problems = len(pool.ready), pool.problems
         now = self._clock.monotonic()
         waits = pool.retry_at is not None and pool.retry_at > now
         return PoolStatus(
@@ -137,9 +137,9 @@ class KubernetesProvider:
             # From the target and not from the pods that exist: where a quota is used up, the ReplicaSet has made none.
             starting=max(0, pool.target - ready),
             claimed=sum(not pod.gone for pod in pool.claimed.values()),
-            # The kubelet tells of trouble after several tries of its own: that counts as having given up for now.
-            failures=max(pool.failures, 3 * bool(troubles), len(troubles)),
-            last_error=troubles[0] if troubles else pool.last_error or self._cache.trouble,
+            # The kubelet reports a problem after several tries of its own: that counts as having given up for now.
+            failures=max(pool.failures, 3 * bool(problems), len(problems)),
+            last_error=problems[0] if problems else pool.last_error or self._cache.problem,
             retry_at=self._clock.now() + pool.retry_at - now if waits and pool.retry_at is not None else None,
             lead_time_p50=pool.lead_time(0.5),
             lead_time_p90=pool.lead_time(0.9),
@@ -197,11 +197,6 @@ class KubernetesProvider:
         """What is known of a namespace's pods, for tools that measure. Raises KeyError."""
         return self._cache.pods[namespace]
 
-    @property
-    def trouble(self) -> str:
-        """Why what we know of the cluster may be old; "" while it is fresh."""
-        return self._cache.trouble
-
     # Following the cluster.
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
@@ -224,9 +219,11 @@ class KubernetesProvider:
                 self._marks.look_for_outdated(pool)
 
     async def _run_housekeeping(self) -> None:
-        """Retry deletions that failed, settle claims in doubt, remove marks that are no longer needed, delete pods
-        that ended and were never released, restore Deployments that were deleted from outside, look at nodes that do
-        not report."""
+        """Retry what failed, and look for what no event tells of.
+
+        Deletions that failed, claims whose outcome is unknown, marks that are no longer needed, pods that ended and
+        were never released, Deployments that were deleted from outside, nodes that do not report.
+        """
         while True:
             await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
             try:
@@ -237,9 +234,9 @@ class KubernetesProvider:
     async def _clean_up_once(self) -> None:
         # Deletions first: they free what new pods need.
         await self._endings.delete_again()
-        await self._claims.settle_doubtful()
+        await self._claims.settle_unknown()
         for key, pool in list(self._pools.items()):
-            _log_trouble(key, pool)
+            _log_problem(key, pool)
             await self._deployments.restore(key, pool)
             await self._marks.mark_outdated(pool)
             await self._marks.spare(pool)
@@ -247,9 +244,9 @@ class KubernetesProvider:
             self._lost_nodes.look(pool)
 
 
-def _log_trouble(key: RuntimeKey, pool: Pool) -> None:
-    """Log a pool's trouble once, and once when it is over."""
-    trouble = next(iter(pool.troubles), "")
-    if trouble != pool.logged_trouble:
-        pool.logged_trouble = trouble
-        logger.warning("%s: %s", key, trouble) if trouble else logger.info("%s: recovered", key)
+def _log_problem(key: RuntimeKey, pool: Pool) -> None:
+    """Log a pool's problem once, and once when it is over."""
+    problem = next(iter(pool.problems), "")
+    if problem != pool.logged_problem:
+        pool.logged_problem = problem
+        logger.warning("%s: %s", key, problem) if problem else logger.info("%s: recovered", key)

@@ -64,7 +64,7 @@ class Reflector(Generic[R]):
         self._api, self._path, self._read, self._on_change, self._query = api, path, read, on_change, query
         self.items: dict[str, R] = {}
         self.synced = asyncio.Event()
-        self.trouble = ""  # why it is not up to date, for people
+        self.problem = ""  # why it is not up to date, for people
         self._dead: OrderedDict[str, None] = OrderedDict()  # UIDs never come back; late news of them are stale
 
     async def run(self) -> None:
@@ -82,9 +82,9 @@ class Reflector(Generic[R]):
                 logger.info("%s: the watch's version is too old (410); listing again", self._path)
                 version = ""
             except KubeError as error:
-                if str(error) != self.trouble:
+                if str(error) != self.problem:
                     logger.warning("%s: %s", self._path, error)
-                self.trouble = str(error)
+                self.problem = str(error)
                 failures += 1
                 await asyncio.sleep(jittered(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
             # A bug, or an object of an unexpected shape. Without this clause the copy would stay as it is for ever.
@@ -121,7 +121,7 @@ class Reflector(Generic[R]):
         # than the list and may be missing in it.
         for uid in before - seen:
             self._forget(uid)
-        self.trouble = ""
+        self.problem = ""
         self.synced.set()
         return str(page["metadata"]["resourceVersion"])
 
@@ -150,9 +150,9 @@ class Reflector(Generic[R]):
         """Apply events until the stream ends; returns the version to go on from."""
         async with aclosing(self._api.watch(self._path, version, **self._query)) as events:
             async for kind, obj in events:
-                if self.trouble:
+                if self.problem:
                     logger.info("%s: followed again", self._path)
-                    self.trouble = ""
+                    self.problem = ""
                 if kind == OPENED:
                     continue
                 version = obj["metadata"]["resourceVersion"]

@@ -92,8 +92,8 @@ def ready(pool: PoolStatus | None) -> tuple[str, str, str]:
     if pool.last_error and not pool.ready:
         return "False", _word(pool.last_error), pool.last_error
     if pool.ready or pool.claimed or pool.lead_time_p50 is not None:
-        trouble = f"; some cannot start: {pool.last_error}" if pool.last_error else ""
-        return "True", "SandboxReady", f"{pool.ready} of {pool.target} warm, {pool.claimed} claimed{trouble}"
+        problem = f"; some cannot start: {pool.last_error}" if pool.last_error else ""
+        return "True", "SandboxReady", f"{pool.ready} of {pool.target} warm, {pool.claimed} claimed{problem}"
     if pool.target:
         return "False", "Starting", f"none of {pool.target} sandboxes is ready yet"
     return "Unknown", "NoSandboxYet", "its pool is empty, and no sandbox has been asked for"

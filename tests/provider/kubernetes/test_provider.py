@@ -335,7 +335,7 @@ async def test_used_up_quota_refuses_claims_with_the_reason(kube: Opened) -> Non
     await kube.provider.apply([runtime(2)])
     await eventually(lambda: len(kube.cluster.pods()) == 1, "the quota is used up")
     pool = kube.provider._pools[KEY]
-    await eventually(lambda: pool.ready and pool.troubles, "the Deployment says so")
+    await eventually(lambda: pool.ready and pool.problems, "the Deployment says so")
     assert "exceeded quota: few" in (await kube.provider.status(KEY)).last_error
     await kube.provider.claim(KEY, session(1))
     with pytest.raises(SandboxStartError, match="exceeded quota: few"):
