@@ -30,7 +30,7 @@ class GoneError(Exception):
 
 
 @dataclass(slots=True)
-class Desk:
+class Shared:
     """What all connections of the service share. `record` takes a line of the log.
 
     `authority`: with whose certificates TLS is ended here; None: nowhere. `trusted`: how origins are verified then.
@@ -49,9 +49,9 @@ class Client:
     """A connection that was accepted from a sandbox, until both of its sides are closed."""
 
     def __init__(
-        self, desk: Desk, connection: socket.socket, sandbox: str, egress: Egress, account: Account, number: int
+        self, shared: Shared, connection: socket.socket, sandbox: str, egress: Egress, account: Account, number: int
     ) -> None:
-        self.desk, self.socket, self.egress, self.account = desk, connection, egress, account
+        self.shared, self.socket, self.egress, self.account = shared, connection, egress, account
         self.upstream: socket.socket | None = None
         self._sandbox, self._number = sandbox, number
         self._access: Access | None = None
@@ -62,7 +62,7 @@ class Client:
         """What comes next, at least a byte. Raises GoneError."""
         try:
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
-                data = await self.desk.loop.sock_recv(self.socket, _READ_BYTES)
+                data = await self.shared.loop.sock_recv(self.socket, _READ_BYTES)
         except (OSError, TimeoutError):
             raise GoneError from None
         if not data:
@@ -73,7 +73,7 @@ class Client:
         """Raises GoneError."""
         try:
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
-                await self.desk.loop.sock_sendall(self.socket, data)
+                await self.shared.loop.sock_sendall(self.socket, data)
         except (OSError, TimeoutError):
             raise GoneError from None
 
@@ -91,7 +91,7 @@ class Client:
                 raise RefusedError(Verdict(False, reason=excess, setting=setting))
             self.account.connections += 1
             try:
-                self.upstream, access.address, access.rule = await self.desk.dialer.dial(self.egress.layers, target)
+                self.upstream, access.address, access.rule = await self.shared.dialer.dial(self.egress.layers, target)
             finally:
                 if self.upstream is None:
                     self.account.connections -= 1
@@ -110,11 +110,11 @@ class Client:
 
     def ends_tls(self, target: Target) -> bool:
         """Whether TLS to this target ends here, so that its requests are seen."""
-        return self.desk.authority is not None and (self.egress.ends_tls(target) or self.cache(target) is not None)
+        return self.shared.authority is not None and (self.egress.ends_tls(target) or self.cache(target) is not None)
 
     def cache(self, target: Target) -> PackageCache | None:
         """What may answer in place of the target: where a preset of packages allows it, and it gets no credential."""
-        cache = self.desk.cache
+        cache = self.shared.cache
         if cache is None or not cache.serves(target) or self.egress.credentials_for(target):
             return None
         rules = (rule for layer in self.egress.layers for rule in layer.rules)
@@ -122,16 +122,16 @@ class Client:
 
     def inner_tls(self, target: Target, received: bytes) -> TlsStream:
         """TLS with the client, as the target. `received`: what it has sent already."""
-        assert self.desk.authority is not None
-        context = self.desk.authority.context(target.host, self.desk.now())
+        assert self.shared.authority is not None
+        context = self.shared.authority.context(target.host, self.shared.now())
         return TlsStream(
-            self.desk.loop, self.socket, context, received=received, count_in=self.count_up, count_out=self.count_down
+            self.shared.loop, self.socket, context, received=received, count_in=self.count_up, count_out=self.count_down
         )
 
     def outer_tls(self, target: Target) -> TlsStream:
         """TLS with the target, which has to prove who it is."""
         assert self.upstream is not None
-        return TlsStream(self.desk.loop, self.upstream, self.desk.trusted, server_name=str(target.host))
+        return TlsStream(self.shared.loop, self.upstream, self.shared.trusted, server_name=str(target.host))
 
     def requested(self, secrets: Iterable[str]) -> None:
         """Count a request that may be sent, and note the credentials that it gets."""
@@ -165,7 +165,7 @@ class Client:
         if access is not None:
             access.up += up
             access.down += down
-        delay = self.account.moved(up, down, self.desk.loop.time())
+        delay = self.account.moved(up, down, self.shared.loop.time())
         if self.account.is_spent:
             self.cut(f"this session has moved {self.account.limits.bytes} bytes, the most that its runtime allows")
             return -1.0
@@ -190,7 +190,7 @@ class Client:
     def _line(self, host: str, port: int, protocol: str) -> Access:
         egress = self.egress
         return Access(
-            self._number, self.desk.now(), self._sandbox, egress.session, egress.tenant, protocol, host, port,
+            self._number, self.shared.now(), self._sandbox, egress.session, egress.tenant, protocol, host, port,
             Outcome.FAILED,
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ class Client:
         access = self._access
         assert access is not None
         access.outcome = outcome
-        access.seconds = round(self.desk.now() - access.at, 6)
+        access.seconds = round(self.shared.now() - access.at, 6)
         self._record(access)
 
     def _record(self, access: Access) -> None:
@@ -206,8 +206,8 @@ class Client:
         begins = not self._begun
         self._begun = True
         if begins:
-            self._logged = self.account.may_log(self.desk.loop.time())
+            self._logged = self.account.may_log(self.shared.loop.time())
             if self._logged:
                 access.left_out, self.account.lines_left_out = self.account.lines_left_out, 0
         if self._logged:
-            self.desk.record(replace(access))
+            self.shared.record(replace(access))

@@ -33,7 +33,7 @@ async def exchange(client: Client, head: Head, rest: bytes, authority: str, path
     """
     upstream = client.upstream
     assert upstream is not None
-    loop = client.desk.loop
+    loop = client.shared.loop
     await _send(client, upstream, request_head(head, authority, path))
     if head.upgrade:
         await _answer(client, upstream, rest)
@@ -62,11 +62,11 @@ async def exchange(client: Client, head: Head, rest: bytes, authority: str, path
 async def _left(client: Client) -> None:
     """Wait until the client leaves. What it sends instead stays unread."""
     readable = asyncio.Event()
-    client.desk.loop.add_reader(client.socket.fileno(), readable.set)
+    client.shared.loop.add_reader(client.socket.fileno(), readable.set)
     try:
         await readable.wait()
     finally:
-        client.desk.loop.remove_reader(client.socket.fileno())
+        client.shared.loop.remove_reader(client.socket.fileno())
     try:
         if client.socket.recv(1, socket.MSG_PEEK):
             await asyncio.Event().wait()  # a pipelined request: it gets no answer, as Connection: close says
@@ -77,14 +77,14 @@ async def _left(client: Client) -> None:
 async def _send(client: Client, sink: socket.socket, data: bytes) -> None:
     """Raises GoneError: a side that does not take it is lost."""
     try:
-        await client.desk.loop.sock_sendall(sink, data)
+        await client.shared.loop.sock_sendall(sink, data)
     except OSError:
         raise GoneError from None
 
 
 async def _receive(client: Client, source: socket.socket) -> bytes:
     try:
-        return await client.desk.loop.sock_recv(source, _READ_BYTES)
+        return await client.shared.loop.sock_recv(source, _READ_BYTES)
     except OSError:
         raise GoneError from None
 
@@ -150,8 +150,8 @@ async def _answer(client: Client, upstream: socket.socket, held: bytes | None) -
         await _send(client, client.socket, response_head(status, line, fields))
         if status == 101 or status >= 200:
             break
-    down = Pipe(client.desk.loop, upstream, client.socket, client.count_down)
-    up = Pipe(client.desk.loop, client.socket, upstream, client.count_up) if status == 101 else None
+    down = Pipe(client.shared.loop, upstream, client.socket, client.count_down)
+    up = Pipe(client.shared.loop, client.socket, upstream, client.count_up) if status == 101 else None
     try:
         client.count_down(len(data))
         down.start(data)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gateway.egress.authority import Authority
 from gateway.egress.channel import Channel, Message
-from gateway.egress.client import Client, Desk, GoneError
+from gateway.egress.client import Client, GoneError, Shared
 from gateway.egress.dialer import Dialer, tune
 from gateway.egress.http_proxy import serve_http
 from gateway.egress.limits import Account, accepts
@@ -80,7 +80,7 @@ class Service:
         self.ended = asyncio.Event()
         self._channel = Channel(loop, channel_end, self._on_message, self.ended.set)
         dialer = Dialer(resolver or SystemResolver(), [ip_network(each) for each in refused])
-        self._desk = Desk(
+        self._shared = Shared(
             loop, dialer, self._record,
             time.time,  # noqa: TID251 - a process of its own, without a Clock
             None if authority is None else Authority(authority), _trusting(trusted), cache,
@@ -170,7 +170,7 @@ class Service:
         tune(connection)
         self._numbered += 1
         self._connections += 1
-        client = Client(self._desk, connection, slot.name, slot.egress, slot.account, self._numbered)
+        client = Client(self._shared, connection, slot.name, slot.egress, slot.account, self._numbered)
         task = self._loop.create_task(self._serve(client))
         slot.tasks[task] = client
         task.add_done_callback(lambda done: self._served(slot, done))
@@ -242,7 +242,7 @@ class Service:
             self._channel.send({"op": "log", "lines": [line.document() for line in lines], "lost": lost})
 
     def _report_cache(self) -> None:
-        cache = self._desk.cache
+        cache = self._shared.cache
         if cache is not None and self._cached != (now := (cache.hits, cache.misses, cache.hit_bytes, cache.bytes)):
             hits, misses, saved, _ = (new - old for new, old in zip(now, self._cached, strict=True))
             self._cached = now

@@ -29,7 +29,7 @@ async def tunnel(client: Client, target: Target, data: bytes) -> None:
     if client.ends_tls(target):
         await end_tls(client, target, data)
         return
-    loop, upstream = client.desk.loop, client.upstream
+    loop, upstream = client.shared.loop, client.upstream
     assert upstream is not None
     down = Pipe(loop, upstream, client.socket, client.count_down)
     down.start()
@@ -83,7 +83,7 @@ async def _beginning(client: Client, target: Target, data: bytes) -> bytes:
 async def _receive(client: Client) -> bytes:
     """Without a timeout: a client may wait for the server, or keep a connection for later."""
     try:
-        return await client.desk.loop.sock_recv(client.socket, _MAX_LINE_BYTES)
+        return await client.shared.loop.sock_recv(client.socket, _MAX_LINE_BYTES)
     except OSError:
         raise GoneError from None
 
