@@ -93,6 +93,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         stack.push_async_callback(gateway.autoscaler.aclose)
         stack.push_async_callback(partial(_last_flush, gateway))
         stack.push_async_callback(sessions.sweeper.aclose)
+        stack.push_async_callback(sessions.checkpointer.aclose)
         stack.push_async_callback(gateway.surfaces.aclose)
         stack.push_async_callback(gateway.tasks.runner.aclose)
         # Last in, so they are cancelled first: none of them acts on parts that are closing.
@@ -138,7 +139,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("usage", every(gateway.usage_sample_s(), gateway.usage.tick)),
         ("usage records", every(gateway.settings.usage_interval, gateway.usage.flush)),
         ("sweeper", every(gateway.settings.sweep_interval, sessions.sweeper.sweep)),
-        ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
+        ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.checkpointer.run_once)),
         ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, partial(_forget_quiet, gateway))),
         ("session advice", every(ADVISE_INTERVAL_S, partial(_advise, gateway))),
         ("sandbox events", _follow_events(gateway)),

@@ -27,6 +27,7 @@ from gateway.sessions.activation import SessionOpener
 from gateway.sessions.activity import Activity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
+from gateway.sessions.checkpoints import Checkpointer
 from gateway.sessions.durations import Durations
 from gateway.sessions.fairness import FairQueue
 from gateway.sessions.hibernation import Hibernator
@@ -76,6 +77,7 @@ class Sessions:
     opener: SessionOpener
     lifecycle: Lifecycle
     sweeper: Sweeper
+    checkpointer: Checkpointer
     audit: QuotaAudit
 
 
@@ -161,6 +163,16 @@ def make_sessions(
         opener=operations.opener,
         lifecycle=operations.lifecycle,
         sweeper=_make_sweeper(outside, base, operations, audit, settings),
+        checkpointer=Checkpointer(
+            hibernator=operations.hibernator,
+            bindings=base.bindings,
+            records=base.records,
+            catalog=catalog,
+            activity=base.activity,
+            clock=clock,
+            usual_interval=settings.checkpoint_interval,
+            longest_wait=settings.sweep_interval,
+        ),
         audit=audit,
     )
 
@@ -277,7 +289,6 @@ def _make_sweeper(
         idleness=base.idleness,
         recovery=operations.recovery,
         durations=base.durations,
-        bindings=base.bindings,
         records=base.records,
         ownership=base.ownership,
         catalog=outside.catalog,
@@ -286,10 +297,8 @@ def _make_sweeper(
         orphans=orphans,
         audit=audit,
         quotas=outside.quotas,
-        activity=base.activity,
         clock=outside.clock,
         interval=settings.sweep_interval,
-        checkpoint_interval=settings.checkpoint_interval,
         terminated_retention=settings.terminated_retention,
         orphan_retention=settings.hibernated_retention,
     )

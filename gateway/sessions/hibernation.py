@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.core.errors import ConflictError, LimitError, SnapshotError, StaleWriteError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import HibernationMode, Session, SessionId, SessionState
+from gateway.core.model import HibernationMode, Sandbox, Session, SessionId, SessionState
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
@@ -212,6 +212,14 @@ class Hibernator:
         finally:
             self._keeping.pop(session.id, None)
         await self._require_stored(session, reference)
+        return await self._release(session, reference, sandbox, why)
+
+    async def _release(self, session: Session, reference: str | None, sandbox: Sandbox, why: str) -> bool:
+        """End the sandbox of a session whose workspace was kept, once the record says so. Whether it is hibernated.
+
+        False also for a session that is lost, as nothing was left to keep, and where a request on another gateway came
+        first.
+        """
         try:
             session = await self._transitions.hibernated(session, reference)
         except StaleWriteError:

@@ -1,4 +1,4 @@
-"""Periodic work on sessions: hibernates idle ones, ends expired ones, takes checkpoints, deletes orphans.
+"""Periodic work on sessions: hibernates idle ones, ends expired ones, deletes orphans.
 
 Every gateway sweeps the sessions that it owns. Those without an owner are swept by the holder of the lease `sweeper`.
 Sessions are found through indexes of the store, and one sweep acts on a bounded number of them, so it stays short.
@@ -29,14 +29,10 @@ from gateway.core.interfaces import RuntimeCatalog, SessionStore, WorkspaceKeepe
 from gateway.core.model import (
     REUSABLE_UNTIL,
     HibernationMode,
-    Kind,
-    Runtime,
     Session,
     SessionId,
     SessionState,
 )
-from gateway.sessions.activity import Activity
-from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
 from gateway.sessions.durations import Durations
 from gateway.sessions.hibernation import Hibernator
@@ -63,7 +59,7 @@ RETRY_S = 300.0  # before hibernation is tried again, after a workspace could no
 
 
 class Sweeper:
-    """One pass is `sweep`, which a background task calls every `interval` seconds; `checkpoint` likewise."""
+    """One pass is `sweep`, which a background task calls every `interval` seconds."""
 
     def __init__(
         self,
@@ -73,7 +69,6 @@ class Sweeper:
         idleness: IdleTracker,
         recovery: Recovery,
         durations: Durations,
-        bindings: Bindings,
         records: Records,
         ownership: Ownership,
         catalog: RuntimeCatalog,
@@ -82,16 +77,12 @@ class Sweeper:
         orphans: OrphanCollector,
         audit: QuotaAudit,
         quotas: Quotas,
-        activity: Activity,
         clock: Clock,
         interval: float = 5.0,
-        checkpoint_interval: float = 0.0,
         terminated_retention: float = 3600.0,
         orphan_retention: float = 604_800.0,
     ) -> None:
-        """Times in seconds. `checkpoint_interval`: of runtimes that set none; 0: never.
-
-        `orphan_retention`: how long a workspace that no record names is kept.
+        """Times in seconds. `orphan_retention`: how long a workspace that no record names is kept.
 
         It equals the retention of hibernated sessions: when the store comes back empty, or is the wrong one, every
         workspace is an orphan until the operator restores the records.
@@ -101,26 +92,21 @@ class Sweeper:
         self._idleness = idleness
         self._recovery = recovery
         self._durations = durations
-        self._bindings = bindings
         self._records = records
         self._ownership = ownership
         self._catalog = catalog
         self._clock = clock
         self._interval = interval
-        self._checkpoint_interval = checkpoint_interval
         self._terminated_retention = terminated_retention
         self._orphan_retention = orphan_retention
         self._not_before: dict[SessionId, float] = {}  # when to try again, for sessions that could not be hibernated
-        self._checkpointed: dict[SessionId, float] = {}  # when a checkpoint of each was last tried
         self._orphan_scan_at = clock.now()
         self._transitions = transitions
         self._keeper = keeper
         self._orphans = orphans
         self._audit = audit
         self._quotas = quotas
-        self._activity = activity
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
-        self._copying = BoundedTasks(CONCURRENCY)
 
     async def sweep(self) -> int:
         """Hibernate or end idle sessions, end expired ones, delete old records of ended ones.
@@ -150,52 +136,7 @@ class Sweeper:
 
     async def aclose(self) -> None:
         """Cancel actions that a sweep started and that still run."""
-        await asyncio.gather(
-            *(tasks.aclose() for tasks in (self._orphans, self._ending, self._hibernating, self._copying))
-        )
-
-    async def checkpoint(self) -> int:
-        """Copy workspaces of active sessions whose runtime's checkpoint interval has elapsed. Returns how many.
-
-        Sessions that were not used since their last checkpoint are skipped: a new copy would equal the old one.
-        """
-        now = self._clock.now()
-        if not any(map(self._interval_of, self._catalog.all())):
-            return 0  # the common case, in which no record is read
-        bound = self._bindings.sessions
-        self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
-        for session_id in bound:
-            last = self._checkpointed.setdefault(session_id, now)
-            used = self._activity.latest(session_id, now)
-            if used is None or used <= last:
-                continue
-            session = await self._records.peek(session_id)
-            runtime = None if session is None else self._catalog.get(session.runtime)
-            interval = 0.0 if runtime is None else self._interval_of(runtime)
-            if not interval or now - last < interval:
-                continue
-            if session is not None and now - (session.snapshot_at or 0.0) < interval:
-                continue  # another gateway that serves this session has copied it
-            if session_id not in self._copying:
-                if not await self._copying.start(session_id, partial(self._checkpoint, session_id), self._interval):
-                    break
-                self._checkpointed[session_id] = now
-        return await self._copying.settle(self._interval)
-
-    def _interval_of(self, runtime: Runtime) -> float:
-        """Seconds between two checkpoints of a session; 0: none are taken."""
-        if runtime.checkpoint_interval is not None:
-            return runtime.checkpoint_interval
-        # An agent's image has no picod to send files, and what is not hibernated has nothing that is worth a copy.
-        copied = runtime.key.kind is Kind.CODE_INTERPRETER and runtime.hibernation is not HibernationMode.OFF
-        return self._checkpoint_interval if copied else 0.0
-
-    async def _checkpoint(self, session_id: SessionId) -> bool:
-        try:
-            return await self._hibernator.checkpoint(session_id)
-        except WakegateError as error:
-            logger.warning("session %s has no new checkpoint: %s", session_id, error)
-            return False
+        await asyncio.gather(*(tasks.aclose() for tasks in (self._orphans, self._ending, self._hibernating)))
 
     async def _delete_orphans(self, is_leader: bool) -> None:
         """Delete snapshots and parked workspaces that no record names, as a crash between two steps leaves them."""

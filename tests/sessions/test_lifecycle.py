@@ -352,11 +352,11 @@ async def test_request_in_flight_keeps_a_session(world: World) -> None:
 async def test_checkpoint_reads_no_session_without_an_interval(world: World) -> None:
     """A look for sessions to copy costs the store nothing where no runtime asks for it, however many are in use."""
     made = await world.lifecycle.create(KEY)
-    assert await world.sweeper.checkpoint() == 0
+    assert await world.checkpointer.run_once() == 0
     world.clock.advance(10)
     world.activity.of(made.session.id, world.clock.now()).in_flight = 1
     await world.store.aclose()  # whoever reads now fails
-    assert await world.sweeper.checkpoint() == 0
+    assert await world.checkpointer.run_once() == 0
 
 
 async def test_store_that_has_just_taken_a_record_is_not_asked_again(
