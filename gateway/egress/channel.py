@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MAX_MESSAGE_BYTES = 8 << 20
-_READ_BYTES, _READ_FDS = 64 << 10, 64
+_READ_BYTES, _READ_FDS = 64 << 10, 64  # descriptors beyond the room that is given for them would be lost
 
 Message = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Channel:
         body = json.dumps({**message, "fds": len(fds)}).encode()
         data = memoryview(len(body).to_bytes(4, "big") + body)
         self._waiting.append((data, [os.dup(fd) for fd in fds]))
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1:  # else messages before it wait for the socket, and order is kept
             self._writable()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Channel:
             except OSError:
                 self._ended()
                 return
-            for fd in fds:
+            for fd in fds:  # with the first byte all of them have gone, however much of the message has
                 os.close(fd)
             if sent == len(data):
                 self._waiting.popleft()
@@ -109,7 +109,7 @@ class Channel:
     def _deliver(self) -> None:
         while len(self._received) >= 4 and not self._closed:
             size = int.from_bytes(self._received[:4], "big")
-            if size > MAX_MESSAGE_BYTES:
+            if size > MAX_MESSAGE_BYTES:  # the ends disagree about where messages begin
                 self._ended()
                 return
             if len(self._received) < 4 + size:

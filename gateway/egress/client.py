@@ -89,7 +89,7 @@ class Client:
             if excess := self.account.excess():
                 setting = "the limit is in spec.wakegate.egressLimits of its runtime"
                 raise RefusedError(Verdict(False, reason=excess, setting=setting))
-            self.account.connections += 1
+            self.account.connections += 1  # before it is dialled, or many at once would all find room
             try:
                 self.upstream, access.address, access.rule = await self.shared.dialer.dial(self.egress.layers, target)
             finally:

@@ -107,6 +107,7 @@ async def _send_body(client: Client, upstream: socket.socket, head: Head, rest: 
                 client.cut(f"the body of a request is not passed on: {error}")
                 raise GoneError from None
             over = chunks.done
+            # In chunks of our own, so that no extension or oddly written size of the client's reaches the origin.
             content = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
             content += b"0\r\n\r\n" if over else b""
         if content:
@@ -144,7 +145,7 @@ async def _answer(client: Client, upstream: socket.socket, held: bytes | None) -
             await _send(client, client.socket, _BAD_ANSWER)
             return
         data = data[end + 4 :]
-        if status == 101 and held is None:
+        if status == 101 and held is None:  # what followed would be of a protocol that nobody looks at
             client.cut("the origin changed the protocol unasked")
             return
         await _send(client, client.socket, response_head(status, line, fields))

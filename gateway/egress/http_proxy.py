@@ -51,7 +51,7 @@ async def read_head(client: Client, data: bytes) -> tuple[Head, bytes]:
     while (end := data.find(b"\r\n\r\n", searched)) < 0:
         if len(data) > MAX_HEAD_BYTES:
             raise BadHeadError("its head is too large", 431)
-        searched = max(0, len(data) - 3)
+        searched = max(0, len(data) - 3)  # three bytes of the end may be here already
         data += await client.receive()
     return parse_request(data[: end + 4]), data[end + 4 :]
 
@@ -85,6 +85,7 @@ def _split_url(head: Head) -> tuple[Target, str, str]:
     if url.scheme.lower() != "http":
         raise ValueError("expected http://; https goes through CONNECT")
     host, port = split_authority(url.netloc, 80)
+    # The URL counts (RFC 9112 3.2.2), but an origin that goes by Host would serve another host than was allowed.
     hosts = head.values(b"host")
     if hosts and split_authority(hosts[0].decode("latin-1"), 80) != (host, port):
         raise ValueError("Host and the URL name different hosts")
@@ -118,9 +119,10 @@ def refusal(verdict: Verdict) -> bytes:
 
 def _answer(status: int, code: str, text: str, **more: str) -> bytes:
     body = json.dumps({"error": text, "code": code, **{name: value for name, value in more.items() if value}}).encode()
+    # What was asked for is in the text, so a line break in it would begin a header.
     phrase = _UNPRINTABLE.sub("?", text)[:400] if status in (403, 502, 504) else _REASONS.get(status, "Refused")
     head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}X-Wakegate-Egress: {code}\r\nConnection: close\r\n\r\n".encode() + body + b"\n"[:0]
+    return f"{head}X-Wakegate-Egress: {code}\r\nConnection: close\r\n\r\n".encode() + body
 
 
 __all__ = ["GoneError", "read_head", "refusal", "serve_http"]

@@ -76,7 +76,7 @@ class PackageCache:
         self._kept, self._new = folder / "kept", folder / "new"
         for each in (folder, self._kept, self._new):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self._new.iterdir():
+        for left in self._new.iterdir():  # of a service that was killed
             left.unlink()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by the hash of the URL, used least recently first
         self._writing: set[str] = set()
@@ -108,9 +108,10 @@ class PackageCache:
             self.misses += 1
             return None
         self._entries.move_to_end(name)
+        # Each time: the disk is read anyway, and sandboxes install what is in these files.
         fd = await asyncio.to_thread(_verified, self._path(name, entry), entry)
         if fd is None:
-            if self._entries.get(name) is entry:
+            if self._entries.get(name) is entry:  # not one that another request has fetched meanwhile
                 self._remove(name)
             self.misses += 1
             return None
@@ -121,6 +122,7 @@ class PackageCache:
     def begin(self, url: str, length: int) -> Fetched | None:
         """A place for a file that is being fetched; None: it is too large, or another request fetches it already."""
         name = _hash(url)
+        # Without a length it is not known when the file is whole; a large one would push out all others.
         if not length or length * _SHARE > self._most or name in self._writing or name in self._entries:
             return None
         self._shrink(length)
@@ -240,7 +242,7 @@ def _verified(path: Path, entry: _Entry) -> int | None:
             while piece := file.read(_PIECE_BYTES):
                 digest.update(piece)
         if digest.hexdigest() == entry.sha256 and os.fstat(fd).st_size == entry.size:
-            os.utime(fd)
+            os.utime(fd)  # the order of use survives a restart in the files' times
             return fd
         logger.warning("package cache: a file has changed, and is fetched anew: %s", path.name)
     except OSError as error:

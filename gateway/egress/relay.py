@@ -63,6 +63,7 @@ class Pipe:
             self._loop.add_reader(self._source.fileno(), self._readable)
 
     def _readable(self) -> None:
+        # A few reads at a time: one that reads until its source is dry would keep all other connections waiting.
         for _ in range(_TURNS):
             try:
                 count = self._source.recv_into(_shared)
@@ -95,7 +96,7 @@ class Pipe:
             return False
         if sent == len(data):
             return True
-        self._rest = bytes(data[sent:])
+        self._rest = bytes(data[sent:])  # a copy: the buffer is every pipe's
         self._stop_reading()
         self._wait_for_sink()
         return False

@@ -31,6 +31,7 @@ async def serve_socks(client: Client, data: bytes) -> None:
         await client.send(bytes((VERSION, _NONE_ACCEPTABLE)))
         return
     await client.send(bytes((VERSION, _NO_AUTHENTICATION)))
+    # Read to its end before it is refused, so that the log has what was asked for and the client reads the answer.
     version, command, _, kind = await reader.take(4)
     if version != VERSION or kind not in (_IPV4, _NAME, _IPV6):
         await client.send(_reply(_UNKNOWN_ADDRESS))
@@ -72,6 +73,7 @@ async def _connect(client: Client, target: Target, reader: _Reader) -> None:
     except RefusedError:
         await client.send(_reply(_NOT_ALLOWED))
     except UnreachableError as error:
+        # RFC 1928 has no code for a timeout; tools show this one as such.
         await client.send(_reply(_TTL_EXPIRED if error.timed_out else _HOST_UNREACHABLE))
     else:
         await client.send(_reply(_OK))

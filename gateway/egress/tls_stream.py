@@ -48,7 +48,7 @@ class TlsStream:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
+                await self._flush()  # first, as the other side waits for it before it says more
                 if not await self._fill():
                     raise EndedError("the connection ended during the TLS handshake") from None
             except ssl.SSLError as error:
@@ -80,6 +80,7 @@ class TlsStream:
         except ssl.SSLZeroReturnError:
             self._incoming.write_eof()
         except ssl.SSLError as error:
+            # What came whole before it is passed on; the next read meets the same error.
             if not pieces and not self._incoming.eof:
                 raise EndedError(f"TLS failed: {error.reason}") from None
         return b"".join(pieces)
@@ -120,6 +121,7 @@ class TlsStream:
     async def _flush(self) -> None:
         if not self._outgoing.pending:
             return
+        # Taken under the lock: two tasks that took records in one order could send them in the other.
         async with self._sending:
             data = self._outgoing.read()
             try:

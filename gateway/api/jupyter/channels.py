@@ -54,6 +54,7 @@ class Channels:
             await send({"type": "websocket.http.response.start", "status": error.status, "headers": fields})
             await send({"type": "websocket.http.response.body", "body": body})
             return
+        # Without it, messages are JSON in text frames, as Jupyter has them from before it had a name for its protocols.
         v1 = V1 in scope.get("subprotocols", ())
         await send({"type": "websocket.accept", "subprotocol": V1 if v1 else None})
         await _Connection(session_id, self._caller, self._clock, send, v1=v1).serve(receive)
@@ -102,6 +103,7 @@ class _Connection:
                     )
                     return
         finally:
+            # Ends the request to picod, upon which it interrupts the run: nobody is there to see what comes of it.
             await cancel(worker)
             await self._asides.aclose()
 
@@ -133,7 +135,7 @@ class _Connection:
         try:
             if not isinstance(code, str):
                 raise FrameError("content.code: expected text")
-            error = await self._run(message, code) if code.strip() else None
+            error = await self._run(message, code) if code.strip() else None  # nothing wakes no sandbox
         except (WakegateError, FrameError) as failed:
             name = failed.code if isinstance(failed, WakegateError) else "BadRequest"
             text = public_message(failed) if isinstance(failed, WakegateError) else str(failed)

@@ -69,7 +69,7 @@ class KernelsAPI:
         }
 
     async def _version(self, _: Request) -> Response:
-        return JSON({"version": "2.17.0"})
+        return JSON({"version": "2.17.0"})  # clients decide by it what they may ask for
 
     async def _specs(self, _: Request) -> Response:
         return JSON({"default": _KERNEL, "kernelspecs": {_KERNEL: _SPEC}})
@@ -164,7 +164,7 @@ def _model(session: Session) -> dict[str, Any]:
         "id": session.id,
         "name": _KERNEL,
         "last_activity": rfc3339(session.last_active_at),
-        "execution_state": "idle",
+        "execution_state": "idle",  # of a kernel that is asked about without being woken nothing else is known
         "connections": 0,
     }
 
