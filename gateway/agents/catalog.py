@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from gateway.agents.model import Agent, Revision
 from gateway.agents.rollout import choose, served
-from gateway.core.asked import has_header
 from gateway.core.errors import ConflictError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.core.request_headers import has_header
 
 Compile = Callable[[Agent, Revision], Runtime]
 

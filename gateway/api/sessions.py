@@ -11,10 +11,10 @@ from starlette.requests import Request
 
 from gateway.api.errors import ParamError
 from gateway.api.http import read_runtime
-from gateway.core.asked import note_headers
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
+from gateway.core.request_headers import note_headers
 from gateway.egress.rule_entries import Entry
 from gateway.sessions.activation import Opened
 from gateway.sessions.lifecycle import Lifecycle

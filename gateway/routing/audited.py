@@ -66,7 +66,7 @@ class AuditObserver:
         scope = record.scope
         if scope.get("method", "GET") not in _READS:
             record.body = BodyDigest(self._text_bytes)
-        if not self._audit.unready:
+        if not self._audit.unready:  # nearly always, and then the target is not parsed a second time
             return
         target = _target_of(scope)
         acts = target is not None and action_of(scope.get("method", "WEBSOCKET"), target.path)
@@ -92,6 +92,7 @@ class AuditObserver:
             path = target.path
             record.saw(target.session_id, target.runtime, record.start)
         method = scope.get("method", "WEBSOCKET")
+        # With a start the sandbox has answered, so the refusal is the application's.
         denied = record.status in (401, 403) and record.start is None
         action = "auth.denied" if denied else action_of(method, path)
         if not action:

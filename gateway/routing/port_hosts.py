@@ -18,6 +18,7 @@ _LONGEST_NAME = 253
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _PORT_AND_SESSION = re.compile(rb"([0-9]+)-(.+)", re.DOTALL)
+# No zero in front: 8000 and 08000 would be two origins for one server, each with cookies of its own.
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 _SESSION = re.compile(rb"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _MAX_SHOWN = 128
@@ -44,6 +45,7 @@ class PortHosts:
     def __init__(self, domain: str) -> None:
         """Raises SettingsError for what is no domain, or leaves no place for a label before it."""
         name = domain.lower().removesuffix(".")
+        # All digits: browsers take such a name for an address.
         if not _DOMAIN.fullmatch(name) or name.replace(".", "").isdigit():
             raise SettingsError([f"--domain: {domain!r} is no domain name; expected one as in sandboxes.example"])
         if len(name) > _LONGEST_NAME - _LONGEST_LABEL - 1:
@@ -61,7 +63,7 @@ class PortHosts:
     def read(self, name: bytes) -> PortHost:
         """The port that such a name is of. Raises PortHostError, which says what is wrong with it."""
         label = name.removesuffix(self._suffix)
-        if label == name or b"." in label:
+        if label == name or b"." in label:  # a wildcard's certificate covers one label
             raise self._error(name, "expected one label before the domain")
         if len(label) > _LONGEST_LABEL:
             raise self._error(

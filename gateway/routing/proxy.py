@@ -13,11 +13,11 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
-from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.core.identity import NOBODY, act_as, current
 from gateway.core.model import StartKind
+from gateway.core.request_headers import note_headers
 from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer

@@ -18,7 +18,7 @@ class HeadTooLargeError(WakegateError):
 
 def parser_problem(error: httptools.HttpParserError) -> WakegateError:
     """Why the parser stopped: an error that one of our callbacks raised, or what it says of the data itself."""
-    cause = error.__context__
+    cause = error.__context__  # httptools raises its own error over that of a callback
     if isinstance(error, httptools.HttpParserCallbackError) and isinstance(cause, WakegateError):
         return cause
     if isinstance(error, httptools.HttpParserCallbackError):
@@ -29,6 +29,7 @@ def parser_problem(error: httptools.HttpParserError) -> WakegateError:
 def last_answer(error: WakegateError) -> bytes:
     """The whole answer that an error makes, after which the connection is closed."""
     body = error_body(error)
+    # Made without ASGI: the parser has stopped, so there is no request that an app could be called for.
     fields = [field for field in error_fields(error) if field[0] != b"connection"]
     lines = b"".join(b"%b: %b\r\n" % field for field in fields)
     head = b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n" % (STATUS_LINE[error.status], lines, len(body))

@@ -32,7 +32,7 @@ def error_fields(error: WakegateError) -> Headers:
     if error.status in (400, 408):
         # What we could not read, or not to its end, leaves bytes on the connection that are nobody's.
         fields.append((b"connection", b"close"))
-    if error.status == 401:
+    if error.status == 401:  # without a challenge RFC 9110 15.5.2 allows no 401
         fields.append((b"www-authenticate", b'Bearer realm="wakegate"'))
     if (seconds := error.retry_after_seconds) is not None:
         fields.append((b"retry-after", b"%d" % seconds))
@@ -55,7 +55,7 @@ async def send_answer(send: Send, status: int, headers: Headers, body: bytes) ->
 
 async def send_error(send: Send, error: WakegateError, session_id: bytes | None, id_line: bytes) -> None:
     """An error of ours, with the request's id, and the session header once a session is known."""
-    if error.status >= 500:
+    if error.status >= 500:  # what clients do wrong is theirs to see, and would fill the log
         logger.warning("%s %s: %s", error.status, error.code, error)
     fields = error_fields(error) + (session_fields(session_id) if session_id else [])
     fields.append(id_field(id_line))
@@ -71,6 +71,7 @@ async def send_redirect(send: Send, scope: Scope) -> None:
     """To the same path with a slash at its end; a method other than GET and HEAD is kept."""
     query: bytes = scope["query_string"]
     location = scope["raw_path"] + b"/" + (b"?" + query if query else b"")
+    # 301 where browsers may keep it; after it they would send a POST as a GET, after 307 they do not.
     status = 301 if scope["method"] in ("GET", "HEAD") else 307
     await send_answer(send, status, [(b"location", location)], b"")
 

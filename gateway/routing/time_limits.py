@@ -28,7 +28,7 @@ class TimeLimits:
 
         While the request is held, only the whole counts: the hold rule limits that wait.
         """
-        if self.total and lasted > self.total:
+        if self.total and lasted > self.total:  # off by default: an agent's stream may last for hours
             return UpstreamTimeoutError(f"the whole exchange took longer than {self.total:g} s")
         if party == "client body" and waited > self.request_idle:
             return RequestTimeoutError(f"no byte of the request's body came for {self.request_idle:g} s")

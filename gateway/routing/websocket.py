@@ -13,11 +13,11 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
-from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
 from gateway.core.errors import NotFoundError, UpstreamConnectError, WakegateError
 from gateway.core.identity import Identity, act_as, current
 from gateway.core.model import SessionId
+from gateway.core.request_headers import note_headers
 from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
@@ -91,6 +91,7 @@ class WebSocketProxy:
             incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self._access)
             await self._serve(_Client(scope, receive, send, incoming, record))
         finally:
+            # Without a status the client has left before the handshake was answered.
             if record is not None and self._observer is not None:
                 record.finish(self._observer, cut=record.status == 0)
 
@@ -112,7 +113,7 @@ class WebSocketProxy:
             identity = await self._identify(client)
             require_use(identity, target.path)
             act_as(identity)
-            note_headers(scope["headers"])
+            note_headers(scope["headers"])  # by them a canary is chosen for a new session
             reservation = await self._activator.reserve(target)
             if not await self._attempt(client, target, reservation):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.
@@ -159,6 +160,7 @@ class WebSocketProxy:
     async def _attempt(self, client: _Client, target: Target, reservation: Reservation, *, last: bool = False) -> bool:
         """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
         route, record = reservation.route, client.record
+        # A socket has a slot like any request, for as long as it is open, but counts as activity only by its traffic.
         with route.hold_for_socket():
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
@@ -219,6 +221,7 @@ def _session_fields(reservation: Reservation, client: _Client) -> Headers:
 async def _dial(client: _Client, route: Route, target: Target) -> ClientConnection:
     """Dial the sandbox, or the gateway that has the session. Raises what `dial` raises."""
     request = client.incoming.request
+    # `extra`: cookies and the like, which picod gets none of, and a peer passes on or leaves out itself.
     lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
     if route.peer:
         target = replace(target, path=peer_path(client.scope, target))
