@@ -163,16 +163,7 @@ def make_sessions(
         opener=operations.opener,
         lifecycle=operations.lifecycle,
         sweeper=_make_sweeper(outside, base, operations, audit, settings),
-        checkpointer=Checkpointer(
-            hibernator=operations.hibernator,
-            bindings=base.bindings,
-            records=base.records,
-            catalog=catalog,
-            activity=base.activity,
-            clock=clock,
-            usual_interval=settings.checkpoint_interval,
-            longest_wait=settings.sweep_interval,
-        ),
+        checkpointer=_make_checkpointer(outside, base, operations, settings),
         audit=audit,
     )
 
@@ -267,6 +258,21 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         clock=outside.clock,
     )
     return _Operations(recovery, hibernator, opener, lifecycle)
+
+
+def _make_checkpointer(
+    outside: _Outside, base: _Base, operations: _Operations, settings: SessionSettings
+) -> Checkpointer:
+    return Checkpointer(
+        hibernator=operations.hibernator,
+        bindings=base.bindings,
+        records=base.records,
+        catalog=outside.catalog,
+        activity=base.activity,
+        clock=outside.clock,
+        usual_interval=settings.checkpoint_interval,
+        longest_wait=settings.sweep_interval,
+    )
 
 
 def _make_sweeper(
