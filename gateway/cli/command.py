@@ -33,42 +33,11 @@ INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # 128 + SIGINT, SIGPIPE,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status. Errors that people can fix are a sentence, without a traceback."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parse(words)
     try:
-        if arguments.command == "replay":
-            from gateway.autoscaler.replay import cli as laboratory
-
-            return laboratory.run(arguments)
-        settings = load(vars(arguments), os.environ)
-        logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
-        if arguments.command == "audit":
-            return _audit(arguments, settings)
-        # For each command: the doctor must report what `serve` would refuse.
-        if settings.workers > 1:
-            supervisor.check(settings)
-        match arguments.command:
-            case "doctor":
-                return uvloop.run(_examine(settings, as_json=arguments.json))
-            case "prune":
-                return uvloop.run(_prune(settings))
-            case "keys":
-                from gateway.cli.keys import run as run_keys
-
-                return uvloop.run(run_keys(settings, arguments))
-            case "uninstall":
-                from gateway.cli.upkeep import uninstall
-
-                print("\n".join(uninstall(settings, confirmed=arguments.yes)))
-                return 0
-        if arguments.as_worker:
-            return uvloop.run(_until_terminated(_serve_as_worker(settings, arguments.as_worker)))
-        if settings.workers > 1:
-            # Workers are started like this process: by the console script, or by -m from a checkout.
-            started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
-            return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
-        return uvloop.run(_until_terminated(_serve(settings)))
+        return _run(arguments, argv)
     except SettingsError as error:
         for problem in error.problems:
             print(f"wakegate: {problem}", file=sys.stderr)
@@ -92,6 +61,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return START_FAILED
+
+
+def _run(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    """Run one command. Raises what `main` turns into an exit status."""
+    if arguments.command == "replay":
+        from gateway.autoscaler.replay import cli as laboratory
+
+        return laboratory.run(arguments)
+    settings = load(vars(arguments), os.environ)
+    logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
+    if arguments.command == "audit":
+        return _audit(arguments, settings)
+    # For each command: the doctor must report what `serve` would refuse.
+    if settings.workers > 1:
+        supervisor.check(settings)
+    match arguments.command:
+        case "doctor":
+            return uvloop.run(_examine(settings, as_json=arguments.json))
+        case "prune":
+            return uvloop.run(_prune(settings))
+        case "keys":
+            from gateway.cli.keys import run as run_keys
+
+            return uvloop.run(run_keys(settings, arguments))
+        case "uninstall":
+            from gateway.cli.upkeep import uninstall
+
+            print("\n".join(uninstall(settings, confirmed=arguments.yes)))
+            return 0
+    if arguments.as_worker:
+        return uvloop.run(_until_terminated(_serve_as_worker(settings, arguments.as_worker)))
+    if settings.workers > 1:
+        # Workers are started like this process: by the console script, or by -m from a checkout.
+        started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
+        return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
+    return uvloop.run(_until_terminated(_serve(settings)))
 
 
 def _audit(arguments: argparse.Namespace, settings: Settings) -> int:
