@@ -14,6 +14,7 @@ from typing import Any
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
+from gateway.api.agent_tasks import TaskParts
 from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
 from gateway.app.agents import make_bundles, make_catalog, this_machine
@@ -146,28 +147,11 @@ class Gateway:
         self.agent_keeper: AgentKeeper | None = None
         self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
         self.task_counts = TaskCounts()
-        self.tasks = make_tasks(
-            settings,
-            self.store.tasks,
-            self.catalog,
-            self.sessions,
-            self.activator,
-            self.counters,
-            clock,
-            self.task_counts,
-        )
+        self.tasks = self._make_tasks()
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
             self.access.peers = self.peers
-        self.proxy = Proxy(
-            self.activator,
-            self.surfaces.app,
-            clock,
-            time_limits(settings),
-            self.counters,
-            self.access,
-            self.observer,
-        )
+        self.proxy = self._make_proxy()
         self._connect(executor)
 
     def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
@@ -301,6 +285,29 @@ class Gateway:
         self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
         self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, bundles)
         return AgentParts(directory, catalog, this_machine(), bundles)
+
+    def _make_tasks(self) -> TaskParts:
+        return make_tasks(
+            self.settings,
+            self.store.tasks,
+            self.catalog,
+            self.sessions,
+            self.activator,
+            self.counters,
+            self.clock,
+            self.task_counts,
+        )
+
+    def _make_proxy(self) -> Proxy:
+        return Proxy(
+            self.activator,
+            self.surfaces.app,
+            self.clock,
+            time_limits(self.settings),
+            self.counters,
+            self.access,
+            self.observer,
+        )
 
     def _connect(self, executor: Executor) -> None:
         """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""

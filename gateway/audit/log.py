@@ -25,7 +25,7 @@ HEAD_EVERY_S = 30.0
 LINGER_S = 0.02  # for others to join a batch: fewer fdatasyncs
 _RETRY_S = 1.0
 _LOOK_S = 5.0  # between looks at whether a head is due, where no event comes
-_REPEAT_S = 60.0  # between log lines of the same trouble
+_REPEAT_S = 60.0  # between log lines of the same problem
 _JOIN_S = 10.0
 
 

@@ -373,7 +373,7 @@ class Starting(ScriptedProvider):
 
 
 async def test_readyz_waits_for_each_pool(tmp_path: Any) -> None:
-    """503 with the runtime and its trouble until there is a first sandbox, or the pool has given up for now."""
+    """503 with the runtime and its problem until there is a first sandbox, or the pool has given up for now."""
     provider = Starting()
     async with served(tmp_path, provider) as gateway, client_of(gateway) as client:
         reply = await client.get("/readyz")

@@ -88,7 +88,7 @@ async def test_full_disk_refuses_requests_until_it_has_room_and_loses_nothing(
     audit.check()
     sink.is_full = True
     audit.record(event(1))
-    wait_until(lambda: bool(audit.problem), "the trouble is known")
+    wait_until(lambda: bool(audit.problem), "the problem is known")
     with pytest.raises(AuditUnavailableError, match="refused while the audit trail cannot be written"):
         audit.check()
     assert "No space left" in audit.unready
@@ -115,7 +115,7 @@ async def test_failed_signature_does_not_refuse_requests_for_ever(monkeypatch: p
 
     monkeypatch.setattr(sink, "append", then_full)
     audit.record(event(1))
-    wait_until(lambda: bool(audit.problem), "the trouble is known")
+    wait_until(lambda: bool(audit.problem), "the problem is known")
     monkeypatch.setattr(sink, "append", append)
     sink.is_full = False
     audit._wake.set()
@@ -130,7 +130,7 @@ async def test_dropped_events_are_counted_in_a_gap_line(monkeypatch: pytest.Monk
     audit = started(sink, refuse=False)
     sink.is_full = True
     audit.record(event(0))
-    wait_until(lambda: bool(audit.problem), "the trouble is known")
+    wait_until(lambda: bool(audit.problem), "the problem is known")
     audit.check()
     assert audit.unready == ""
     for number in range(1, 9):
@@ -150,7 +150,7 @@ async def test_end_does_not_wait_for_a_disk_that_stays_full(caplog: pytest.LogCa
     audit = started(sink)
     sink.is_full = True
     audit.record(event(1))
-    wait_until(lambda: bool(audit.problem), "the trouble is known")
+    wait_until(lambda: bool(audit.problem), "the problem is known")
     await audit.aclose()
     assert "1 audit events could not be written before the end" in caplog.text
 
