@@ -101,7 +101,7 @@ def test_banner_shows_a_command_that_an_agent_can_answer() -> None:
 def test_banner_is_a_line_of_json_where_logs_are() -> None:
     """Whoever collects the output of a pod parses each line of it."""
     served = StaticCatalog([Runtime(RuntimeKey("default", "one"))])
-    gateway: Any = SimpleNamespace(catalog=served, engine_summary=lambda: "engine: kubernetes")
+    gateway: Any = SimpleNamespace(catalog=served, engine=SimpleNamespace(summary=lambda: "engine: kubernetes"))
     (line,) = banner_of(gateway, "http://h", Settings(log_format="json")).splitlines()
     said = json.loads(line)
     assert said["event"].endswith("listens on http://h")
