@@ -12,6 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.core.clock import SystemClock
+from gateway.core.errors import UnauthorizedError
+from gateway.core.identity import Role
+from gateway.core.settings import Settings
+from gateway.identity.oidc import make_verifier
+from gateway.provider.kubernetes import rights
 from tests.support.kube.clusters import REAL, in_thread
 from tests.support.kube.recovery import INTERPRETERS, condition, makes_session, pod_of, pool_of, written
 from tests.support.kube.served import INTERPRETER, in_cluster
@@ -51,6 +57,20 @@ def make_kubectl(cluster: Any, folder: Path) -> Kubectl:
     return kubectl
 
 
+def make_can_i(cluster: Any, folder: Path) -> Callable[..., bool]:
+    """Whether the gateway's account may, by `kubectl auth can-i`."""
+    config = cluster.plane.kubeconfig(cluster.plane.tokens["admin"], folder / "asker")
+
+    def can_i(*question: str) -> bool:
+        argv = [str(Path(sys.prefix) / "bin" / "kubectl"), "--kubeconfig", str(config), "auth", "can-i", *question]
+        argv.append("--as=system:serviceaccount:wakegate:wakegate")
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() in ("yes", "no"), done.stderr
+        return done.stdout.strip() == "yes"
+
+    return can_i
+
+
 def full(server: Server) -> None:
     """Wait until the warm pool has its two ready pods."""
 
@@ -81,6 +101,62 @@ def test_manifests_are_taken_as_they_are(tmp_path: Path, overlay: str) -> None:
         said = kubectl("apply", "--dry-run=server", "-k", target)
         assert "deployment.apps/wakegate created (server dry run)" in said
         assert all(line.endswith("(server dry run)") for line in said.splitlines())
+
+
+def test_gateways_account_may_do_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    """The server's own verdict on the shipped Roles: all rights of the list, and nothing that would give it others."""
+    with in_thread() as cluster:
+        kubectl = make_kubectl(cluster, tmp_path)
+        kubectl("apply", "-k", "manifests/sandboxes")
+        kubectl("apply", "-n", "wakegate", "-f", "manifests/base/access.yaml")
+        can_i = make_can_i(cluster, tmp_path)
+        for namespace, wanted in (("wakegate-sandboxes", rights.SANDBOXES), ("wakegate", rights.GATEWAY)):
+            for right in wanted:
+                kind, _, sub = right.resource.partition("/")
+                kind += f".{right.group}" if right.group else ""
+                asked = [f"{kind}/{right.name}" if right.name else kind, "-n", namespace]
+                asked += [f"--subresource={sub}"] if sub else []
+                assert all(can_i(verb, *asked) for verb in right.verbs), right
+        for verb, resource in (
+            ("get", "secrets"), ("list", "secrets"), ("create", "pods/exec"), ("create", "pods/attach"),
+            ("create", "serviceaccounts/token"), ("create", "rolebindings.rbac.authorization.k8s.io"),
+            ("escalate", "roles.rbac.authorization.k8s.io"), ("patch", "namespaces"),
+        ):  # fmt: skip
+            assert not can_i(verb, resource, "-n", "wakegate-sandboxes"), (verb, resource)
+        for verb, resource, namespace in (
+            ("list", "secrets", "wakegate"), ("get", "secrets/wakegate-admin-key", "wakegate"),
+            ("list", "pods", "wakegate"),
+            ("create", "pods", "wakegate"), ("create", "pods", "kube-system"), ("list", "pods", "default"),
+            ("impersonate", "users", "wakegate"), ("get", "nodes", "wakegate"), ("delete", "namespaces", "wakegate"),
+        ):  # fmt: skip
+            assert not can_i(verb, resource, "-n", namespace), (verb, resource, namespace)
+
+
+async def test_tokens_of_service_accounts_are_verified_with_the_servers_keys(
+    opened: tuple[Server, Cluster, Kubectl], tmp_path: Path
+) -> None:
+    """As a pod's: made for our audience by the API server, whose keys are read with a token of our own."""
+    _, cluster, kubectl = opened
+    plane = cluster.plane  # type: ignore[attr-defined]  # of the real one
+    kubectl("create", "serviceaccount", "agent", "-n", "default")
+    (tmp_path / "token").write_text(kubectl("create", "token", "agent", "-n", "default"))
+    (tmp_path / "ca.crt").write_bytes(plane.ca.read_bytes())
+    settings = Settings(
+        oidc_issuer="https://kubernetes.default.svc",
+        oidc_jwks_url=f"{plane.url}/openid/v1/jwks",
+        oidc_audience="wakegate",
+        oidc_tenant_claim="kubernetes.io.namespace",
+        oidc_roles_claim="sub",
+        oidc_role_map="system:serviceaccount:default:*=member",
+        oidc_user_claim="=",
+    )
+    verifier = make_verifier(settings, SystemClock(), tmp_path)
+    assert verifier is not None
+    known = await verifier.verify(kubectl("create", "token", "agent", "-n", "default", "--audience=wakegate").strip())
+    assert (known.role, known.tenant) == (Role.MEMBER, "default")
+    assert known.subject.startswith("oidc:system:serviceaccount:default:agent@")
+    with pytest.raises(UnauthorizedError, match="aud"):
+        await verifier.verify(kubectl("create", "token", "agent", "-n", "default").strip())
 
 
 @pytest.mark.parametrize(
