@@ -25,6 +25,8 @@ from gateway.core.errors import UnauthorizedError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
+# Key sets are this first type (RFC 7517, section 8.5), and Kubernetes' API server answers 406 to who does not name it.
+_ACCEPTED = "application/jwk-set+json, application/json"
 REFRESH_INTERVAL_S = 300.0  # for how long a key that the issuer withdrew is still accepted
 _COOLDOWN_S = 10.0
 _FETCH_TIMEOUT_S = 5.0
@@ -197,7 +199,7 @@ def url_problem(url: str) -> str:
 
 async def fetch_keys(issuer: str, access: Access) -> Published:
     """Ask an issuer for its keys. Raises UnavailableError with what is wrong."""
-    headers = {"accept": "application/json", **await asyncio.to_thread(_credentials, access)}
+    headers = {"accept": _ACCEPTED, **await asyncio.to_thread(_credentials, access)}
     try:
         context = await asyncio.to_thread(_tls_context, access.ca)  # 17 ms, most of it the usual certificates
     except (OSError, ssl.SSLError) as error:

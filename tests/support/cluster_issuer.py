@@ -77,6 +77,9 @@ def cluster_issuer(issuer: ClusterIssuer, tls: ssl.SSLContext | None = None) -> 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status, document = issuer.answer(self.path, self.headers.get("authorization", ""))
+            # As a real API server, which does not look at what is asked for before who asks.
+            if status == 200 and self.path.endswith("/jwks") and "jwk-set+json" not in self.headers.get("accept", ""):
+                status, document = 406, {"kind": "Status", "code": 406, "reason": "NotAcceptable"}
             body = json.dumps(document).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
