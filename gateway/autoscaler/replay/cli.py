@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.autoscaler.replay import gaps, plots, report, scenarios
@@ -14,6 +16,7 @@ from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.replay.traces import read_traces
 from gateway.core.errors import BadRequestError
 
+_MANY_LOOKS = 300_000  # half a minute to a minute of replay by the product's own code
 _MISS_HELP = (
     "what a claim does that finds the pool empty: start its own (cold), or take the next ready (join: the local engine)"
 )
@@ -117,6 +120,12 @@ class _Bar:
             sys.stderr.write("\n")
 
 
+def _worth_compiling(traces: list[Trace]) -> bool:
+    """Whether numba is there and there is so much to replay that a minute of compiling pays for itself."""
+    looks = sum(len(trace.arrivals) + trace.span / 60.0 for trace in traces)
+    return looks > _MANY_LOOKS and importlib.util.find_spec("numba") is not None
+
+
 def _quietly(trace: Trace, settings: Settings) -> TraceResult:
     return run_trace(trace, settings, lambda _name, _share: None)
 
@@ -173,6 +182,8 @@ def run(args: argparse.Namespace) -> int:
                 if args.traces
                 else "no trace, no --gaps and no --scenarios: nothing to replay"
             )
+        if _worth_compiling(scored):
+            settings = replace(settings, port=True)
         results = run_all(scored, settings, args.jobs) if scored else []
         if results:
             sys.stdout.write(report.markdown(results) + "\n")

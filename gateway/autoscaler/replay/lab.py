@@ -37,6 +37,7 @@ class Settings:
     joins: bool = False  # see replay.pool
     policies: tuple[str, ...] = POLICIES
     miss_rates: tuple[float, ...] = MISS_RATES
+    port: bool = False  # replay with machine code (replay/compiled): the same results, and a minute to compile once
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,15 @@ def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = False, most: int = 4096) -> Curve:
+def fixed_curve(
+    trace: Trace, lead: float, scored_from: float, *, joins: bool = False, most: int = 4096, port: bool = False
+) -> Curve:
     """Hindsight: every size up to `most` until all but one in 20,000 claims are served."""
     hits, idle, size = [0.0], [0.0], 0
     span = trace.end - scored_from
     serve = _joined if joins else _served
+    if port and not joins:
+        from gateway.autoscaler.replay.compiled.pool import served as serve
     # Sizes are tried one by one, as the hit rate has no formula for arrivals that are given; each is one pass.
     while hits[-1] < 0.99995 and size < most:
         size += 1
@@ -147,15 +152,13 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         raise BadRequestError(
             f"{trace.name}: no arrivals after the warm-up ({settings.warm_up:.0%} of the trace); nothing can be scored"
         )
-    curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins, most=settings.most)
+    curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins, most=settings.most, port=settings.port)
     points: list[Point] = []
     calibration = None
     took: dict[str, float] = {}
 
     def add(policy: str, knob: float, targets: Targets | LiveLoop) -> None:
-        outcome = simulate(
-            trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end, joins=settings.joins
-        )
+        outcome = _play(trace, targets, settings, scored_from)
         base = curve.idle_at(outcome.hit_rate)
         shown = targets if isinstance(targets, Targets) else targets.targets()
         points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, shown))
@@ -173,6 +176,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
                 tick=settings.tick,
                 spec=spec,
                 joins=settings.joins,
+                port=settings.port,
                 progress=lambda done: progress(trace.name, done),
             )
             for objective, targets in zip(objectives, all_targets, strict=True):
@@ -192,6 +196,18 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         took[policy] = time.process_time() - began
     progress(trace.name, 1.0)
     return TraceResult(trace, settings, curve, points, calibration, took)
+
+
+def _play(trace: Trace, targets: Targets | LiveLoop, settings: Settings, scored_from: float) -> Outcome:
+    if settings.port and isinstance(targets, Targets):
+        from gateway.autoscaler.replay.compiled.pool import simulate as quick
+
+        return quick(
+            trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end, joins=settings.joins
+        )
+    return simulate(
+        trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end, joins=settings.joins
+    )
 
 
 def _live(settings: Settings, miss_rate: float, start: float) -> LiveLoop:

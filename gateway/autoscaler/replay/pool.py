@@ -193,6 +193,13 @@ def simulate(
                     insort(starting, (now + each, now))
             orders += short if now >= scored_from else 0
     miss_times = np.array(missed)
-    # For each miss, how many lie in the lead time up to it. Misses at 1, 2, 3 and 30 s with a lead time of 10 s: 3.
-    worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0
+    worst = largest_shortfall(miss_times, lead)
     return Outcome(claims, hits, idle, held, end - scored_from, orders, worst, miss_times, np.array(waits))
+
+
+def largest_shortfall(miss_times: Floats, lead: float) -> int:
+    """The most misses within a lead time. Misses at 1, 2, 3 and 30 s with a lead time of 10 s: 3."""
+    if not len(miss_times):
+        return 0
+    # For each miss, how many lie in the lead time up to it.
+    return int((np.arange(len(miss_times)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1
