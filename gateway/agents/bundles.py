@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -48,29 +49,56 @@ class BundleStore:
         Raises BadRequestError, TooLargeError, QuotaExceededError; OSError where the disk is full.
         """
         digest = "sha256:" + hashlib.sha256(archive).hexdigest()
-        if self.has(digest):
-            os.utime(self.path(digest))  # it is about to be named, so `sweep` must not take it for an old one
+        if self.touch(digest):
             return digest
-        kept = len(list(self._folder.iterdir())) if self._folder.is_dir() else 0
+        with tempfile.TemporaryFile(dir=self.scratch()) as file:
+            file.write(archive)
+            file.seek(0)
+            self.keep(digest, file)
+        return digest
+
+    def touch(self, digest: str) -> bool:
+        """Whether it is here; it is then about to be named, so `sweep` must not take it for an old one."""
+        if not self.has(digest):
+            return False
+        os.utime(self.path(digest))
+        return True
+
+    def scratch(self) -> Path:
+        """The folder for files on their way in."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return self._folder
+
+    def secret(self) -> bytes:
+        """The key for names that nobody outside can work out, made on first use."""
+        path = self.scratch() / ".key"
+        if not path.exists():
+            # Whole under its name, or not at all: of two that make one, the first one's is used by both.
+            descriptor, half = tempfile.mkstemp(dir=self._folder)  # readable by its owner only
+            with open(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(half, path)
+            os.unlink(half)
+        return path.read_bytes()
+
+    def keep(self, digest: str, file: IO[bytes], *, max_bytes: int = 0, max_files: int = 0) -> None:
+        """Unpack a tar archive as the files of `digest`; 0: the limits of bundles. Raises as `add`."""
+        kept = sum(each.is_dir() for each in self.scratch().iterdir())
         if kept >= MAX_BUNDLES:
             raise QuotaExceededError(
                 f"bundles: this gateway keeps {kept}, the most that it does; those without an agent go after an hour",
                 limit="bundles", value=MAX_BUNDLES, used=kept, retry_after=60.0,
             )  # fmt: skip
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         half = Path(tempfile.mkdtemp(prefix=".half-", dir=self._folder))
         try:
             half.chmod(0o755)  # sandboxes have users of their own, who read it
-            with tempfile.TemporaryFile(dir=self._folder) as file:
-                file.write(archive)
-                file.seek(0)
-                unpack(file, half)
+            unpack(file, half, max_bytes=max_bytes or MAX_BYTES, max_files=max_files or MAX_FILES)
             # Lost a race with another upload of the same: its folder is as good.
             with contextlib.suppress(FileExistsError, OSError) if self.has(digest) else contextlib.nullcontext():
                 half.rename(self.path(digest))
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        return digest
 
     def sweep(self, used: Collection[str], before: float) -> int:
         """Delete those that are not `used` and were last sent before a time, and what uploads left half. Blocks."""
@@ -83,15 +111,15 @@ class BundleStore:
         return gone
 
 
-def unpack(file: IO[bytes], folder: Path) -> None:
+def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> None:
     """Unpack a tar archive into an empty folder. Raises BadRequestError, TooLargeError."""
-    left, count = MAX_BYTES, 0
+    left, count = max_bytes, 0
     try:
         with tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in archive:
                 count += 1
-                if count > MAX_FILES:
-                    raise TooLargeError(f"the bundle has more than {MAX_FILES} files")
+                if count > max_files:
+                    raise TooLargeError(f"the bundle has more than {max_files} files")
                 target = folder / _inside(member.name)
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -100,7 +128,7 @@ def unpack(file: IO[bytes], folder: Path) -> None:
                     raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
                 left -= member.size
                 if left < 0:
-                    raise TooLargeError(f"the bundle is larger than {MAX_BYTES} bytes once unpacked")
+                    raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
                 content = archive.extractfile(member)
                 assert content is not None

@@ -20,9 +20,15 @@ class AgentCatalog:
     """A RuntimeCatalog over another one. `compile_revision(agent, revision)` makes a runtime under the agent's key."""
 
     def __init__(
-        self, base: RuntimeCatalog, compile_revision: Compile, chance: Callable[[], float] = random.random
+        self,
+        base: RuntimeCatalog,
+        compile_revision: Compile,
+        chance: Callable[[], float] = random.random,
+        hidden: Sequence[Runtime] = (),
     ) -> None:
+        """`hidden`: runtimes of the gateway's own, which are served but not listed."""
         self.base = base
+        self._hidden = {runtime.key: runtime for runtime in hidden}
         self._compile = compile_revision
         self._chance = chance
         self._agents: dict[RuntimeKey, Agent] = {}
@@ -65,13 +71,13 @@ class AgentCatalog:
         agent = self._agents.get(key)
         if agent is not None:
             return self._runtimes.get(agent.key_of(agent.stable))
-        return self._runtimes.get(key) or self.base.get(key)
+        return self._runtimes.get(key) or self.base.get(key) or self._hidden.get(key)
 
     def choose(self, key: RuntimeKey) -> Runtime | None:
         """The runtime for a new session. Raises ConflictError for an agent that is stopped."""
         agent = self._agents.get(key)
         if agent is None:
-            return self.base.choose(key) if key not in self._runtimes else self._runtimes[key]
+            return self._runtimes.get(key) or self.base.choose(key) or self._hidden.get(key)
         if agent.stopped:
             raise ConflictError(f"agent {agent.id} is stopped; start it with POST /v1/agents/{agent.name}/start")
         rollout = agent.rollout
@@ -79,6 +85,10 @@ class AgentCatalog:
         tries = wanted is not None and bool(wanted.header) and has_header(wanted.header, wanted.header_value)
         return self._runtimes.get(agent.key_of(choose(agent, self._chance(), tries_canary=tries)))
 
+    def served(self) -> Sequence[Runtime]:
+        """What the engine has to serve: all, and the gateway's own."""
+        return [*self.all(), *self._hidden.values()]
+
     def all(self) -> Sequence[Runtime]:
-        """All runtimes that are served, sorted by key."""
+        """All runtimes that clients may ask for, sorted by key."""
         return sorted((*self.base.all(), *self._runtimes.values()), key=lambda runtime: runtime.key)

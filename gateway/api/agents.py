@@ -17,6 +17,7 @@ from gateway.agents import rollout
 from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
+from gateway.agents.environments import EnvironmentBuilder
 from gateway.agents.manifests import compiled, manifest_of, merged
 from gateway.agents.model import Agent, Revision
 from gateway.agents.quotas import Machine, check_count, check_fit, check_rights
@@ -68,6 +69,7 @@ class AgentParts:
     catalog: AgentCatalog
     machine: Machine
     bundles: BundleStore
+    environments: EnvironmentBuilder
 
 
 class AgentsAPI:
@@ -149,7 +151,9 @@ class AgentsAPI:
         digests = {name: read_digest(body, name, old.get(name, "")) for name in ("bundle", "environment")}
         for name, digest in digests.items():
             if digest and not parts.bundles.has(digest):
-                raise BadRequestError(f"{name}: this gateway has no {digest}; upload it to /v1/agent-bundles first")
+                raise BadRequestError(
+                    f"{name}: this gateway has no {digest}; make it with POST /v1/agent-{name}s first"
+                )
         number, reason = rollout.next_number(agent), read_reason(body)
         return Revision(number, manifest, self._clock.now(), caller.subject, reason, **digests)
 

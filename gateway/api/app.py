@@ -167,7 +167,10 @@ class Surfaces:
             **native.handlers(),
             **RunAPI(self._runs, catalog).handlers(),
             **agents.handlers(),
-            **AgentBundlesAPI(None if parts.agents is None else parts.agents.bundles).handlers(),
+            **AgentBundlesAPI(
+                None if parts.agents is None else parts.agents.bundles,
+                None if parts.agents is None else parts.agents.environments,
+            ).handlers(),
             **AgentTasksAPI(parts.tasks, catalog, lifecycle, clock).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),

@@ -38,6 +38,7 @@ ACTIONS: Mapping[str, str] = {
     "wake_session": "session.wake",
     "create_session_token": "session.token",
     "create_agent_bundle": "agent.upload",
+    "create_agent_environment": "agent.install",
     "create_agent": "agent.create",
     "update_agent": "agent.update",
     "delete_agent": "agent.delete",

@@ -57,6 +57,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "flat_list_agents": Permission.READ_RUNTIMES,
     "flat_get_agent": Permission.READ_RUNTIMES,
     "create_agent_bundle": Permission.MANAGE_AGENTS,
+    "create_agent_environment": Permission.MANAGE_AGENTS,
     "create_agent": Permission.MANAGE_AGENTS,
     "update_agent": Permission.MANAGE_AGENTS,
     "delete_agent": Permission.MANAGE_AGENTS,

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
+from gateway.agents.environments import EnvironmentBuilder, PackageIndex, builder_runtime
 from gateway.agents.manifests import compiler
 from gateway.agents.quotas import Machine
+from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings
 from gateway.runtimes.catalog import StaticCatalog
+from gateway.sessions.lifecycle import Lifecycle
 
 
 def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalog:
@@ -21,7 +24,16 @@ def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalo
     def folder(digest: str) -> str:
         return str(bundles.path(digest))
 
-    return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder))
+    hidden = [builder_runtime(PackageIndex(settings.package_index))]
+    return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder), hidden=hidden)
+
+
+def make_environments(
+    settings: Settings, bundles: BundleStore, lifecycle: Lifecycle, caller: SandboxCaller
+) -> EnvironmentBuilder:
+    """What installs the packages of agents, for the python3 that their sandboxes have."""
+    python = os.path.realpath(settings.sandbox_python / "bin" / "python3")
+    return EnvironmentBuilder(bundles, lifecycle, caller, PackageIndex(settings.package_index), python)
 
 
 def make_bundles(settings: Settings) -> BundleStore:

@@ -17,7 +17,7 @@ from gateway.agents.keeper import AgentKeeper
 from gateway.api.agent_tasks import TaskParts
 from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
-from gateway.app.agents import make_bundles, make_catalog, this_machine
+from gateway.app.agents import make_bundles, make_catalog, make_environments, this_machine
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -279,12 +279,17 @@ class Gateway:
 
     def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
         async def applied() -> None:
-            await self.provider.apply(self.catalog.all())
+            await self.provider.apply(self.served_runtimes())
 
         bundles = make_bundles(self.settings)
         self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
         self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, bundles)
-        return AgentParts(directory, catalog, this_machine(), bundles)
+        environments = make_environments(self.settings, bundles, self.lifecycle, Caller(self.activator, self.clock))
+        return AgentParts(directory, catalog, this_machine(), bundles, environments)
+
+    def served_runtimes(self) -> Sequence[Runtime]:
+        """What the engine serves: the catalog's runtimes, and those that only the gateway uses."""
+        return self.catalog.all() if self.agents is None else self.agents.served()
 
     def _make_tasks(self) -> TaskParts:
         return make_tasks(

@@ -319,6 +319,13 @@ class Settings:
         kind="size",
         low=0,
     )
+    package_index: str = _setting(
+        "https://pypi.org/simple",
+        "where the packages of agents that are deployed from code come from, as pip's --index-url; the sandbox that"
+        " installs them reaches this host alone",
+        kind="text",
+        metavar="URL",
+    )
     egress_ca: Path = _setting(
         Path(),
         "certificates by which hosts that sandboxes reach are verified where TLS is ended for them, besides the"

@@ -36,8 +36,8 @@ RESERVED_PATHS = frozenset((
 ))  # fmt: skip
 FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 RESERVED_V1 = frozenset((
-    b"agent-bundles", b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"console",
-    b"containers", b"events", b"keys", b"namespaces",
+    b"agent-bundles", b"agent-environments", b"agent-runtime", b"agents", b"autoscaler", b"caller",
+    b"code-interpreter", b"console", b"containers", b"events", b"keys", b"namespaces",
     b"run", b"runtimes", b"sandbox", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip
 # Jupyter's protocol (api/jupyter). Only where no session is named: with one, these are paths of its sandbox. AutoGen

@@ -316,6 +316,10 @@ SCHEMAS: dict[str, Schema] = {
         events=array_of(obj("at revision text", at=MOMENT, revision=COUNT, text=TEXT)),
     ),
     "AgentBundle": obj("digest bytes", digest=TEXT, bytes=COUNT),
+    "AgentEnvironment": obj(
+        "digest cached seconds", digest=TEXT, cached={"type": "boolean"}, seconds={"type": "number"}
+    ),
+    "NewAgentEnvironment": obj("requirements", requirements=TEXT),
     "AgentRolloutAction": obj(
         "action", action={"enum": ["undo", "pause", "resume", "promote"]}, to={"type": "integer", "minimum": 1}
     ),

@@ -137,6 +137,10 @@ AGENTS: Mapping[str, Operation] = {
         Operation("POST", "/v1/agent-bundles", "agents", "Upload an agent's files, a tar archive, plain or gzip.",
               {201: Answer("Here.", ref("AgentBundle"))}, body={"type": "string", "format": "binary"},
               body_type="application/octet-stream", sandbox=False),
+    "create_agent_environment":
+        Operation("POST", "/v1/agent-environments", "agents", "Install an agent's packages, once per list of them.",
+              {200: Answer("They were here.", ref("AgentEnvironment")), 201: Answer("Here.", ref("AgentEnvironment"))},
+              body=ref("NewAgentEnvironment"), sandbox=False),
     "invoke_agent_async":
         Operation("POST", "/v1/namespaces/{namespace}/agent-runtimes/{name}/invocations/{path}", "agents",
                   "With `Prefer: respond-async`, a task is made that runs the request later; without it, as GET.",

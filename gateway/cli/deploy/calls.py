@@ -18,16 +18,19 @@ def upload_bundle(archive: bytes) -> Call[Any]:
     return Call("POST", "/v1/agent-bundles", read_json, content=archive, slow=True)
 
 
-def create_agent(name: str, spec: Mapping[str, Any], bundle: str, strategy: Mapping[str, Any]) -> Call[Any]:
-    """A new agent."""
-    return Call(
-        "POST", "/v1/agents", read_json, json={"name": name, "spec": spec, "bundle": bundle, "strategy": strategy}
-    )
+def install(requirements: str) -> Call[Any]:
+    """The environment of a list of requirements: answers `{"digest", "cached", "seconds"}`."""
+    return Call("POST", "/v1/agent-environments", read_json, json={"requirements": requirements}, slow=True)
 
 
-def change_agent(name: str, spec: Mapping[str, Any], bundle: str, strategy: Mapping[str, Any]) -> Call[Any]:
+def create_agent(name: str, fields: Mapping[str, Any]) -> Call[Any]:
+    """A new agent. `fields`: spec, bundle, environment, strategy."""
+    return Call("POST", "/v1/agents", read_json, json={"name": name, **fields})
+
+
+def change_agent(name: str, fields: Mapping[str, Any]) -> Call[Any]:
     """Its next revision."""
-    return Call("PATCH", _agent(name), read_json, json={"spec": spec, "bundle": bundle, "strategy": strategy})
+    return Call("PATCH", _agent(name), read_json, json=fields)
 
 
 def get_agent(name: str) -> Call[Any]:

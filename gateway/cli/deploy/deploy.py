@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.deploy.calls import change_agent, create_agent, get_agent, upload_bundle
+from gateway.cli.deploy.calls import change_agent, create_agent, get_agent, install, upload_bundle
 from gateway.cli.deploy.entry import CANDIDATES, Entry, EntryError, find_entry
 from gateway.cli.deploy.pack import PackError, bundle_of, files_of
 from gateway.cli.remote.connection import Target, over_api
@@ -34,7 +34,12 @@ def deploy(
     entry: Annotated[str, typer.Option(help="What to run: FILE.py or FILE.py:NAME.")] = "",
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.", show_default=False)] = None,
     port: Annotated[int, typer.Option(help="The port that it listens on.")] = 8080,
-    pool: Annotated[int, typer.Option(help="Sandboxes that are kept ready.")] = 1,
+    pool: Annotated[int, typer.Option("--pool", "--replicas", help="Sandboxes that are kept ready.")] = 1,
+    requirements: Annotated[str, typer.Option(help="The folder's requirements.txt if absent.")] = "",
+    egress: Annotated[list[str] | None, typer.Option(help="A host that it may reach; repeatable.")] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="NAME=HOST: a variable of the gateway's, for that host; repeatable.")
+    ] = None,
     canary: Annotated[float, typer.Option(help="Percent of new sessions that try it first.")] = 0.0,
 ) -> None:
     """Put an agent on the gateway, or a new revision of it.
@@ -42,6 +47,7 @@ def deploy(
     \b
     wakegate deploy ./my_agent
     wakegate deploy ./my_agent --name greeter --entry app.py:app --env GREETING=Welcome
+    wakegate deploy ./my_agent --secret MODEL_KEY=api.example.com --requirements lock.txt
     """
     folder, wanted = _folder_of(path, entry)
     try:
@@ -51,21 +57,58 @@ def deploy(
     except (EntryError, PackError) as error:
         raise SettingsError([f"{folder}: {error}"]) from None
     name = name or _name_of(folder)
-    if any(file == "requirements.txt" for file in files):
-        print("requirements.txt: not installed; the agent sees the packages of the gateway's --sandbox-python")
+    packages = _requirements(folder, requirements)
     print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
-    digest = gateway.send(upload_bundle(bundle))["digest"]
+    environment = _install(gateway, packages) if packages else ""
     spec = spec_of(found, port, pool, _environment(env or []))
-    strategy = {"canary": {"weight": canary}} if canary else {}
+    spec["wakegate"] = reach_of(egress or [], secret or [])
+    fields: dict[str, Any] = {"spec": spec, "bundle": gateway.send(upload_bundle(bundle))["digest"]}
+    fields |= {"environment": environment, "strategy": {"canary": {"weight": canary}} if canary else {}}
     try:
-        agent = gateway.send(change_agent(name, spec, digest, strategy))
+        agent = gateway.send(change_agent(name, fields))
     except APIError as error:
         if error.status != 404:
             raise
-        agent = gateway.send(create_agent(name, spec, digest, strategy))
+        spec["wakegate"] = {field: value for field, value in spec["wakegate"].items() if value is not None}
+        agent = gateway.send(create_agent(name, fields))
     agent = _wait(gateway, name, agent["latestRevision"])
     print(f"revision {agent['revision']} serves")
     print(f"{target.url.rstrip('/')}{agent['path']}")
+
+
+def _requirements(folder: Path, given: str) -> str:
+    """The text of the requirements; empty: there are none."""
+    path = Path(given) if given else folder / "requirements.txt"
+    if not given and not path.is_file():
+        return ""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{path}: {error}"]) from None
+    lines = (line.strip() for line in text.splitlines())
+    return text if any(line and not line.startswith("#") for line in lines) else ""
+
+
+def _install(gateway: Client, requirements: str) -> str:
+    """The digest of the packages, which the gateway installs unless it has them."""
+    print("packages: being installed, unless they were before", flush=True)
+    built = gateway.send(install(requirements))
+    print("packages: here already" if built["cached"] else f"packages: installed in {built['seconds']:.1f} s")
+    return str(built["digest"])
+
+
+def reach_of(egress: list[str], secrets: list[str]) -> dict[str, Any]:
+    """`spec.wakegate` for the hosts that it may reach. A secret's host is one of them. Raises SettingsError."""
+    hosts = list(egress)
+    entries = []
+    for text in secrets:
+        name, _, host = text.partition("=")
+        if not name or not host:
+            raise SettingsError([f"--secret {text}: expected NAME=HOST; the value is the gateway's variable NAME"])
+        entries.append({"name": name, "hosts": [host], "from": {"env": name}})
+        hosts.append(host)
+    # Null removes what an earlier revision had: a release has what its command line says.
+    return {"egress": list(dict.fromkeys(hosts)) or None, "secrets": entries or None}
 
 
 def spec_of(entry: Entry, port: int, pool: int, environment: dict[str, str]) -> dict[str, Any]:
