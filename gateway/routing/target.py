@@ -33,6 +33,7 @@ _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 # The gateway's own names, which never reach a sandbox by a header: these paths, and what is below /v1/ and these names.
 RESERVED_PATHS = frozenset((
     b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json",
+    b"/.well-known/oauth-protected-resource", b"/.well-known/oauth-protected-resource/mcp",
 ))  # fmt: skip
 FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 RESERVED_V1 = frozenset((
