@@ -35,9 +35,11 @@ from gateway.identity.scope import require_use
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.new_session import require_creation
 from gateway.tasks import decisions
+from gateway.tasks.document import task_document
 from gateway.tasks.model import (
     State,
     Task,
+    Webhook,
     agent_key,
     caller_document,
     from_queued,
@@ -47,6 +49,7 @@ from gateway.tasks.model import (
     with_version,
 )
 from gateway.tasks.runner import TaskRunner
+from gateway.tasks.webhooks import Webhooks
 
 _DATA_PLANE = "/v1/namespaces/"
 _KEPT_HEADERS = ("content-type", "accept", "accept-language", "traceparent", "tracestate", "x-request-id")
@@ -82,6 +85,7 @@ class TaskParts:
     store: TaskStore
     runner: TaskRunner
     limits: TaskLimits
+    webhooks: Webhooks
 
 
 class AgentTasksAPI:
@@ -94,6 +98,7 @@ class AgentTasksAPI:
         self._runner = parts.runner
         self._clock = clock
         self._limits = parts.limits
+        self._webhooks = parts.webhooks
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -105,6 +110,7 @@ class AgentTasksAPI:
             "cancel_agent_task": self._cancel,
             "retry_agent_task": self._retry,
             "delete_agent_task": self._delete,
+            "get_webhook_secret": self._secret,
         }
 
     # Making one.
@@ -130,7 +136,7 @@ class AgentTasksAPI:
         self._runner.poke()
         place = _place(task)
         return JSON(
-            task_document(task, current()),
+            _document(task),
             202,
             {"location": place, "preference-applied": "respond-async", "retry-after": "1"},
         )
@@ -178,6 +184,7 @@ class AgentTasksAPI:
             max_attempts=_number(headers, "x-wakegate-task-attempts", defaults.attempts, _MAX_ATTEMPTS),
             session=session,
             keys=keys,
+            webhook=_webhook(headers, self._webhooks),
         )
 
     def _full(self, added: Added) -> Exception:
@@ -224,7 +231,7 @@ class AgentTasksAPI:
             raise RuntimeNotFoundError(f"no agent {_key(request).name[:64]}")
         more, found = len(found) > limit, found[:limit]
         following = f"{found[-1].created_at!r},{found[-1].id}" if more else None
-        return JSON({"tasks": [task_document(each, current()) for each in found], "next": following})
+        return JSON({"tasks": [_document(each) for each in found], "next": following})
 
     def _exists(self, key: RuntimeKey) -> bool:
         """Whether the caller sees an agent of this name."""
@@ -238,7 +245,7 @@ class AgentTasksAPI:
         while not task.state.is_over and self._clock.monotonic() < until:
             await asyncio.sleep(_WAIT_STEP_S)
             task = await self._named(request)
-        document = task_document(task, current())
+        document = _document(task)
         if task.answer is not None and task.answer.size <= _INLINE_BYTES and current().may(Permission.USE_SESSIONS):
             document["result"]["body"] = _shown(task.answer.content_type, await self._store.answer(task.id))
         return JSON(document)
@@ -264,7 +271,7 @@ class AgentTasksAPI:
         task = await self._change(request, lambda task: decisions.cancelled(task, now, self._limits.retention))
         self._runner.cancel(task.id)
         self._runner.poke()
-        return JSON(task_document(task, current()))
+        return JSON(_document(task))
 
     async def _retry(self, request: Request) -> Response:
         now = self._clock.now()
@@ -276,7 +283,7 @@ class AgentTasksAPI:
 
         task = await self._change(request, decide)
         self._runner.poke()
-        return JSON(task_document(task, current()))
+        return JSON(_document(task))
 
     async def _delete(self, request: Request) -> Response:
         task = await self._named(request)
@@ -284,6 +291,13 @@ class AgentTasksAPI:
             raise ConflictError(f"task {task.id} is {task.state}; cancel it first")
         await self._store.delete(task.id)
         return Response(status_code=204)
+
+    async def _secret(self, request: Request) -> Response:
+        key = _key(request)
+        runtime = self._catalog.get(key)
+        if runtime is None or not current().sees_runtime(runtime) or not current().uses(key):
+            raise NotFoundError(f"no agent {key.namespace[:64]}/{key.name[:64]}")
+        return JSON({"secret": self._webhooks.secret(_tenant(request), key)}, headers={"cache-control": "no-store"})
 
     async def _named(self, request: Request) -> Task:
         """The task of the path. Raises NotFoundError, also for one of others."""
@@ -309,39 +323,8 @@ class AgentTasksAPI:
         raise ConflictError("the task is being changed by others; try again")
 
 
-def task_document(task: Task, caller: Identity) -> dict[str, Any]:
-    """What is said of a task."""
-    answer, webhook = task.answer, task.webhook
-    document: dict[str, Any] = {
-        "id": task.id,
-        "namespace": task.namespace,
-        "agent": task.name,
-        "state": task.state,
-        "path": task.path,
-        "session": task.session or None,
-        "createdAt": task.created_at,
-        "createdBy": task.caller["subject"],
-        "startedAt": task.started_at or None,
-        "finishedAt": task.finished_at or None,
-        "attempts": task.attempts,
-        "maxAttempts": task.max_attempts,
-        "nextAttemptAt": task.due_at if task.state is State.QUEUED else None,
-        "cancelRequested": task.cancel,
-        "error": task.error or None,
-        "schedule": task.schedule or None,
-        "progress": {"bytes": task.progress.bytes, "events": task.progress.events},
-        "result": None,
-        "webhook": None,
-    }
-    if task.progress.last and caller.may(Permission.USE_SESSIONS):
-        document["progress"]["last"] = task.progress.last
-    if answer is not None:
-        document["result"] = {"status": answer.status, "contentType": answer.content_type, "bytes": answer.size}
-    if webhook is not None:
-        document["webhook"] = {
-            "url": webhook.url, "state": webhook.state, "attempts": webhook.attempts, "error": webhook.error or None,
-        }  # fmt: skip
-    return document
+def _document(task: Task) -> dict[str, Any]:
+    return task_document(task, with_content=current().may(Permission.USE_SESSIONS))
 
 
 def _sees(caller: Identity, task: Task) -> bool:
@@ -404,6 +387,17 @@ def _seconds(fields: Mapping[str, str], name: str, default: float, most: float) 
     if not 0 <= seconds <= most or (seconds == 0 and default):
         raise BadRequestError(f"{name}: expected a duration of at most {most:g} s, such as 30 or 5m; got {text[:64]!r}")
     return seconds
+
+
+def _webhook(headers: Mapping[str, str], webhooks: Webhooks) -> Webhook | None:
+    url = headers.get("x-wakegate-webhook")
+    if not url:
+        return None
+    try:
+        webhooks.check(url)
+    except ValueError as error:
+        raise BadRequestError(f"x-wakegate-webhook: {error}") from None
+    return Webhook(url)
 
 
 def _number(fields: Mapping[str, str], name: str, default: int, most: int) -> int:

@@ -54,6 +54,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "cancel_agent_task": Permission.USE_SESSIONS,
     "retry_agent_task": Permission.USE_SESSIONS,
     "delete_agent_task": Permission.USE_SESSIONS,
+    "get_webhook_secret": Permission.MANAGE_AGENTS,
     "flat_list_agents": Permission.READ_RUNTIMES,
     "flat_get_agent": Permission.READ_RUNTIMES,
     "create_agent_bundle": Permission.MANAGE_AGENTS,

@@ -57,6 +57,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             logger.warning("%s", warning)
         secret = await load_secret(gateway.store.documents)
         gateway.surfaces.open(secret)
+        gateway.tasks.webhooks.open(secret)
         if membership.me:
             gateway.peers.open(secret)
         await _start_identities(gateway, stack)

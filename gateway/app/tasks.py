@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from ipaddress import ip_network
+
 from gateway.api.agent_tasks import TaskLimits, TaskParts
 from gateway.core.clock import Clock
+from gateway.core.errors import SettingsError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.settings import Settings
 from gateway.core.tasks import TaskStore
+from gateway.egress.addresses import Network
+from gateway.egress.resolver import SystemResolver
 from gateway.observability.counters import Counters
 from gateway.routing.activator import Activator
 from gateway.routing.sandbox_client import Caller
@@ -14,6 +20,7 @@ from gateway.sessions.build import Sessions
 from gateway.tasks.attempt import Attempts
 from gateway.tasks.counts import TaskCounts
 from gateway.tasks.runner import RunnerSettings, TaskRunner
+from gateway.tasks.webhooks import Webhooks
 
 MAX_ANSWER_BYTES = 4 << 20  # that are kept of what an agent answers to a task
 
@@ -29,6 +36,14 @@ def make_tasks(
     counts: TaskCounts,
 ) -> TaskParts:
     """What runs tasks, and what its API needs."""
+    webhooks = Webhooks(
+        SystemResolver(),
+        clock,
+        counts,
+        random.random,
+        refused=networks(settings.egress_refuse, "--egress-refuse"),
+        allowed=networks(settings.webhook_allow, "--webhook-allow"),
+    )
     attempts = Attempts(sessions.lifecycle, Caller(activator, clock), counters, MAX_ANSWER_BYTES)
     runner = TaskRunner(
         store,
@@ -38,7 +53,16 @@ def make_tasks(
         clock,
         RunnerSettings(settings.task_lease, settings.task_retention, settings.tasks_at_once),
         counts,
+        webhooks.deliver,
         is_leaving=lambda: activator.leaving,
     )
     limits = TaskLimits(max_open=settings.task_queue, max_bytes=settings.task_bytes, retention=settings.task_retention)
-    return TaskParts(store, runner, limits)
+    return TaskParts(store, runner, limits, webhooks)
+
+
+def networks(text: str, setting: str) -> tuple[Network, ...]:
+    """Networks as a setting names them. Raises SettingsError."""
+    try:
+        return tuple(ip_network(each.strip()) for each in text.split(",") if each.strip())
+    except ValueError as error:
+        raise SettingsError([f"{setting}: {error}"]) from None

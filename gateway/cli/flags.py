@@ -41,7 +41,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "request_idle_timeout", "client_read_timeout", "response_idle_timeout", "request_timeout",
         "keep_alive_timeout", "shutdown_delay", "drain_timeout",
     ),
-    "tasks of agents": ("task_lease", "task_retention", "task_queue", "task_bytes", "tasks_at_once"),
+    "tasks of agents": ("task_lease", "task_retention", "task_queue", "task_bytes", "tasks_at_once", "webhook_allow"),
     "usage": ("usage_interval", "usage_session_retention", "usage_retention", "prices"),
     "tokens": ("token_algorithm", "key_rotation", "key_settle"),
     "Kubernetes": (

@@ -467,6 +467,13 @@ class Settings:
     task_bytes: int = _setting(
         256 << 20, "bytes that the tasks of one tenant may hold in the store, with their results", kind="size", low=4096
     )
+    webhook_allow: str = _setting(
+        "",
+        "networks of this machine and private ones, comma-separated, to which webhooks of tasks may be sent besides the"
+        " internet (default: none)",
+        kind="text",
+        metavar="NETWORKS",
+    )
     tasks_at_once: int = _setting(100, "tasks that one gateway runs at a time", kind="int", low=1)
 
     usage_interval: float = _setting(

@@ -68,7 +68,7 @@ class Dialer:
 
     def _check(self, layers: Sequence[Layer], target: Target, address: Address) -> None:
         found = refusal(address, self.refused)
-        if found is None and _is_own(address):
+        if found is None and is_own(address):
             reason = f"{target} is refused: {address} is an address of the machine that the gateway runs on"
             raise RefusedError(Verdict(False, reason=reason), str(address))
         if found is None:
@@ -84,7 +84,7 @@ class Dialer:
             raise RefusedError(Verdict(False, reason=reason, setting=setting), str(address))
 
 
-def _is_own(address: Address) -> bool:
+def is_own(address: Address) -> bool:
     """Whether it is an address of this machine: then the kernel would send from that very address.
 
     Nothing is sent. Rejected: binding it, which succeeds for any address where ip_nonlocal_bind is set.

@@ -9,6 +9,7 @@ from time import perf_counter
 from gateway.core.errors import (
     ActivationTimeoutError,
     ConflictError,
+    OwnerAwayError,
     QueueFullError,
     QuotaForbiddenError,
     SessionNotFoundError,
@@ -119,6 +120,8 @@ def failure_of(error: WakegateError) -> Failure:
     text = str(error)
     if isinstance(error, SessionNotFoundError):
         return Failure(f"its session is gone: {text}", Then.RETRY, lost_session=True)
+    if isinstance(error, OwnerAwayError):
+        return Failure(text, Then.LATER, lost_session=True)
     if isinstance(error, QuotaForbiddenError):
         return Failure(text, Then.NEVER)
     if isinstance(error, _LATER):

@@ -97,7 +97,8 @@ def answered(task: Task, answer: Answer, now: float, retention: float, jitter: f
 def failed(task: Task, failure: Failure, now: float, retention: float, jitter: float) -> Task:
     """A try brought no answer, or one that is no success."""
     task = replace(task, error=failure.text[:MAX_ERROR], holder="")
-    if failure.lost_session and task.made_session:
+    patient = failure.then is Then.LATER and task.held_back < 2  # its gateway may be started again in a moment
+    if failure.lost_session and task.made_session and not patient:
         task = replace(task, session="", made_session=False)
     if task.cancel:
         return over(task, State.CANCELLED, now, retention)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import http.server
+import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +60,7 @@ class Agent(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Agent).serve_forever()
 """
 INVOCATIONS = "/v1/namespaces/default/agent-runtimes/worker/invocations"
-LEASE = ("--task-lease", "2s")
+LEASE = ("--task-lease", "2s", "--webhook-allow", "127.0.0.0/8")
 
 
 def create(server: Server, **own: Any) -> None:
@@ -186,6 +191,47 @@ def test_a_request_that_is_sent_again_makes_one_task(server: Server) -> None:
     assert server.client.post(elsewhere + "/run", json={}, headers={"prefer": "respond-async"}).status_code == 404
 
 
+def test_a_webhook_says_that_a_task_is_over_and_is_signed(server: Server) -> None:
+    """Again until its receiver takes it; never to an address inside that no operator has opened."""
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(503 if len(received) == 1 else 204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        place = made(server, "/run", x_wakegate_webhook=f"http://127.0.0.1:{receiver.server_port}/hook?a=1")
+        wait_until(lambda: shown(server, place)["webhook"]["state"] == "delivered", "it is delivered")
+        receiver.shutdown()
+    assert shown(server, place)["webhook"]["attempts"] == 2
+    (first, body), (second, same) = received
+    assert (first["webhook-id"], body) == (second["webhook-id"], same)
+    document = json.loads(body)
+    assert (document["type"], document["data"]["id"]) == ("task.succeeded", shown(server, place)["id"])
+    assert "body" not in document["data"]["result"]
+    secret = server.client.get("/v1/agents/worker/webhook-secret").json()["secret"]
+    signed = f"{second['webhook-id']}.{second['webhook-timestamp']}.".encode() + same
+    expected = hmac.digest(base64.b64decode(secret.removeprefix("whsec_")), signed, "sha256")
+    assert second["webhook-signature"] == "v1," + base64.b64encode(expected).decode()
+    for url in (
+        "http://10.0.0.1/",
+        "http://[::1]/",
+        "http://169.254.169.254/",
+        "ftp://example.com/",
+        "http://2130706433/",
+    ):
+        refused = invoke(server, "/run", x_wakegate_webhook=url)
+        assert refused.status_code == 400, url
+        assert "x-wakegate-webhook" in refused.text
+
+
 def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
     """One that ran is begun again, in its session with the files of the first try; one that waited runs."""
     with serve(tmp_path / "state", *LEASE) as server:
@@ -201,7 +247,7 @@ def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
         assert sorted(each["result"]["body"]["tries"] for each in both) == [2, 3]  # in either order
 
 
-def test_gateways_that_share_a_store_run_each_task_once(tmp_path: Path) -> None:
+def test_gateways_that_share_a_store_run_each_task_once_and_take_over(tmp_path: Path) -> None:
     """They share a Redis; each task is run by one of them, and what one is asked the other one tells."""
     with two(tmp_path, *LEASE) as (a, b, _):
         create(a)
@@ -209,3 +255,22 @@ def test_gateways_that_share_a_store_run_each_task_once(tmp_path: Path) -> None:
         places = [made(gateway, "/run") for gateway in (a, b) for _ in range(4)]
         for place in places:
             assert (ended(b, place)["attempts"], shown(a, place)["result"]["body"]["tries"]) == (1, 1)
+        place = made(a, "/slow")
+        wait_until(lambda: "last" in shown(b, place)["progress"], "it runs")
+        # Both take tasks, and either may have this one: the other has to go on with it.
+        killed, left = (a, b) if is_busy(a) else (b, a)
+        killed.kill()
+        wait_until(
+            lambda: (shown(left, place)["attempts"], "last" in shown(left, place)["progress"]) == (2, True),
+            "it runs anew, in another session: that of a dead gateway stays with it",
+            within=60.0,
+        )
+        left.client.post(f"{place}/cancel")
+        assert ended(left, place)["state"] == "cancelled"
+
+
+def is_busy(server: Server) -> bool:
+    """Whether a request is at an agent's sandbox of this gateway."""
+    lines = server.client.get("/metrics").text.splitlines()
+    busy = [line for line in lines if line.startswith("wakegate_requests_in_flight{") and "worker" in line]
+    return any(float(line.rpartition(" ")[2]) for line in busy)

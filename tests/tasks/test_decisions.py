@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -11,28 +10,8 @@ from gateway.core.tasks import NEVER
 from gateway.tasks import decisions
 from gateway.tasks.decisions import Failure, Look, Then, look
 from gateway.tasks.events import LastEvent
-from gateway.tasks.model import Answer, State, Task, Webhook, from_queued, to_queued
-
-T0 = 1_700_000_000.0
-CALLER = {"role": "member", "tenant": "acme", "subject": "k", "user": "", "key_id": "", "runtimes": [], "session": ""}
-DAY_S = 86400.0
-
-
-def task(**changes: Any) -> Task:
-    """One that waits."""
-    fields: dict[str, Any] = {
-        "id": "t", "namespace": "acme", "name": "greeter", "caller": CALLER, "path": "/run", "headers": (("a", "b"),),
-        "created_at": T0, "due_at": T0, "deadline": T0 + 3600, "timeout": 60.0, "max_attempts": 3, "keys": ("agent",),
-    }  # fmt: skip
-    return Task(**{**fields, **changes})
-
-
-def run(one: Task, at: float) -> Task:
-    return decisions.begun(one, "me", at, 20.0)
-
-
-def ended(one: Task, status: int, at: float) -> Task:
-    return decisions.answered(one, Answer(status, "text/plain", 5), at, DAY_S, 1.0)
+from gateway.tasks.model import Answer, State, Webhook, from_queued, to_queued
+from tests.tasks.tasks import DAY_S, T0, ended, run, task
 
 
 def test_a_task_is_stored_and_read_back_equal() -> None:
@@ -117,6 +96,11 @@ def test_a_session_that_is_gone_is_made_again_only_if_it_was_made_for_the_task()
     made = decisions.in_session(run(task(), T0), "s")
     assert decisions.failed(made, gone, T0, DAY_S, 1.0).session == ""
     assert decisions.failed(run(task(session="s"), T0), gone, T0, DAY_S, 1.0).session == "s"
+    away, one, kept = Failure("its gateway is away", Then.LATER, lost_session=True), made, []
+    for _ in range(3):
+        one = decisions.failed(one if one.state is State.RUNNING else run(one, T0), away, T0, DAY_S, 1.0)
+        kept.append(one.session)
+    assert kept == ["s", "s", ""]
 
 
 def test_a_webhook_is_sent_again_until_it_is_taken_or_given_up() -> None:

@@ -304,6 +304,7 @@ SCHEMAS: dict[str, Schema] = {
         result=nullable({"type": "object"}), webhook=nullable({"type": "object"}),
     ),
     "AgentTasks": obj("tasks next", tasks=array_of(ref("AgentTask")), next=nullable(TEXT)),
+    "WebhookSecret": obj("secret", secret=TEXT),
     "AgentRevisions": obj("revisions", revisions=array_of(obj(
         "revision createdAt createdBy diff", revision=COUNT, createdAt=MOMENT, createdBy=TEXT, reason=TEXT,
         spec={"type": "object"}, diff=array_of(obj("field", field=TEXT)),

@@ -91,6 +91,7 @@ _TASK_FIELDS = (
     Parameter("prefer", "`respond-async` makes a task.", where="header"),
     Parameter("x-session-id", "The session; without it one is made when the task first runs.", where="header"),
     Parameter("idempotency-key", "The same key again answers with the same task.", where="header"),
+    Parameter("x-wakegate-webhook", "A URL that is told of the end, signed.", where="header"),
     Parameter("x-wakegate-task-timeout", "How long one try may take.", where="header"),
     Parameter("x-wakegate-task-attempts", "How often it is tried, 1 to 20.", where="header"),
 )
@@ -163,6 +164,9 @@ AGENTS: Mapping[str, Operation] = {
                "AgentTask"),
     "delete_agent_task":
         _agent("DELETE", "/v1/agents/{name}/tasks/{task}", "Delete a task that is over, with its result.", ""),
+    "get_webhook_secret":
+        _agent("GET", "/v1/agents/{name}/webhook-secret", "With what webhooks of the tenant's tasks are signed.",
+               "WebhookSecret"),
     "flat_create_agent":
         _agent("POST", "/api/v1/agents", "Create an agent from flat fields.", body="NewFlatAgent", parameters=(),
                status=201),
