@@ -22,6 +22,7 @@ from gateway.api.agent_bundles import AgentBundlesAPI
 from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
+from gateway.api.agentscope.manager import ManagerAPI
 from gateway.api.audited import audited
 from gateway.api.console import ConsoleAPI
 from gateway.api.control_app import ControlApp
@@ -194,7 +195,7 @@ class Surfaces:
         }
 
     def _compatible(self, settings: Settings, parts: SurfaceParts) -> Handlers:
-        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, E2B."""
+        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, AgentScope, E2B."""
         lifecycle, store, catalog = parts.lifecycle, parts.store, parts.catalog
         sandboxes = SandboxesAPI(
             lifecycle, parts.hibernator, store, catalog, self._access_tokens, parts.clock, domain=settings.domain
@@ -203,6 +204,7 @@ class Surfaces:
             **AgentCubeAPI(lifecycle).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
             **DifyAPI(self._runs, catalog).handlers(),
+            **ManagerAPI(lifecycle, parts.hibernator, store, catalog, parts.caller).handlers(),
             **sandboxes.handlers(),
         }
 

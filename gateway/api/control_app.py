@@ -102,6 +102,8 @@ def _route_path(scope: Any) -> str:
     path: str = scope["path"]
     if path.startswith(("/api/kernels/", "/api/kernelspecs")) or path == "/api/kernels":
         return "/jupyter" + path  # for clients that take a host without a path
+    if path.startswith("/agentscope/"):
+        return path.removesuffix("_async")  # the same methods, which its asynchronous clients call by these names
     if scope["type"] == "http" and path.startswith("//"):
         # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
         return "/" + path.lstrip("/")

@@ -41,6 +41,7 @@ class ErrorShape(StrEnum):
     NATIVE = "Error"  # {"error": text, "code": CODE}
     AGENTCUBE = "Message"  # {"message": text}
     OPENAI = "OpenAIError"  # {"error": {"message", "type", "param", "code"}}
+    AGENTSCOPE = "AgentScopeError"  # {"detail": text}
     E2B = "E2BError"  # {"code": status, "message": text}
     JUPYTER = "JupyterError"  # {"message": text, "reason": CODE}
     DIFY = "DifyError"  # {"code": status, "message": text, "data": null}
@@ -114,6 +115,10 @@ def _openai(error: WakegateError) -> dict[str, Any]:
     return {"error": {"message": public_message(error), "type": kind, "param": param, "code": error.code.lower()}}
 
 
+def _agentscope(error: WakegateError) -> dict[str, Any]:
+    return {"detail": public_message(error)}
+
+
 def _e2b(error: WakegateError) -> dict[str, Any]:
     return {"code": error.status, "message": public_message(error), "error_code": error.code.lower()}
 
@@ -135,6 +140,7 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.NATIVE: _native,
     ErrorShape.AGENTCUBE: _agentcube,
     ErrorShape.OPENAI: _openai,
+    ErrorShape.AGENTSCOPE: _agentscope,
     ErrorShape.E2B: _e2b,
     ErrorShape.JUPYTER: _jupyter,
     ErrorShape.DIFY: _dify,

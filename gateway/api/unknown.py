@@ -27,6 +27,8 @@ def shape_of(path: str) -> ErrorShape:
         return ErrorShape.AGENTCUBE
     if _is_below(path, _OPENAI):
         return ErrorShape.OPENAI
+    if _is_below(path, ("/agentscope",)):
+        return ErrorShape.AGENTSCOPE
     if _is_below(path, _DIFY):
         return ErrorShape.DIFY
     if _is_below(path, _JUPYTER):

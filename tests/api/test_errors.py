@@ -21,6 +21,7 @@ def test_error_has_the_shape_of_its_surface(shape: ErrorShape) -> None:
         },
         ErrorShape.E2B: {"code": 400, "message": "x: no", "error_code": "bad_request"},
         ErrorShape.JUPYTER: {"message": "x: no", "reason": "BAD_REQUEST"},
+        ErrorShape.AGENTSCOPE: {"detail": "x: no"},
         ErrorShape.DIFY: {"code": -400, "message": "x: no", "data": None},
         ErrorShape.MCP: {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "x: no"}},
     }

@@ -36,6 +36,8 @@ MAKES = {
     "/v1/code-interpreter",
     "/v1/agent-runtime",
     "/v1/tool_calls",
+    "/agentscope/create",
+    "/agentscope/create_from_pool",
     "/jupyter/api/kernels",
     "/jupyter/api/sessions",
     "/v1/run",

@@ -183,6 +183,31 @@ JUPYTER: Mapping[str, Operation] = {
         _jupyter("DELETE", _NOTEBOOKS + "/{session_id}", "End it with its kernel.", _ENDED),
 }  # fmt: skip
 
+# Of each method of AgentScope's sandbox server: what it does.
+_AGENTSCOPE = {
+    "create": "Create a sandbox: a session.",
+    "create_from_pool": "The same; warm pools are the gateway's own.",
+    "get_session_mapping": "The sandboxes of one `session_ctx_id`.",
+    "list_session_keys": "All `session_ctx_id` of the caller's sandboxes.",
+    "get_info": "Describe a sandbox.",
+    "check_health": "Whether there is a sandbox.",
+    "get_status": "`running`, or `exited` while it is hibernated.",
+    "list_tools": "The tools of a sandbox.",
+    "call_tool": "Run a tool.",
+    "start": "Wake a sandbox.",
+    "stop": "Hibernate a sandbox.",
+    "release": "End a sandbox and its session.",
+    "cleanup": "End all of the caller's sandboxes.",
+}
+AGENTSCOPE: Mapping[str, Operation] = {
+    f"agentscope_{method}": Operation(
+        "POST", f"/agentscope/{method}", "agentscope", summary, ok("AgentScopeAnswer"),
+        (_RUNTIME_ASKED,) if method.startswith("create") else (), body=ref("AgentScopeArguments"),
+        error="AgentScopeError",
+    )
+    for method, summary in _AGENTSCOPE.items()
+}  # fmt: skip
+
 _DIFY_DEPENDENCIES = "/v1/sandbox/dependencies"
 DIFY: Mapping[str, Operation] = {
     "dify_run":
