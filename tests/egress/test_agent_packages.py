@@ -19,14 +19,14 @@ pytestmark = pytest.mark.processes
 
 INDEX = "http://origin.example.com/files/agents/simple/"
 AGENT = """
-import parcel
+import os, parcel
 class Flask:
     def __init__(self, name): pass
     def __call__(self, environ, start):
         start("200 OK", [("content-type", "text/plain")])
         try: open(parcel.__file__, "a"); kept = "writable"
         except OSError: kept = "read-only"
-        return [f"{parcel.answer} {kept} {parcel.__cached__ is not None}".encode()]
+        return [f"{parcel.answer} {kept} {os.path.exists(parcel.__cached__)}".encode()]
 app = Flask(__name__)
 """
 
