@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("endpoint", help="HOST:PORT of an upstream, or `local` for a real sandbox")
     parser.add_argument("--access-log", action="store_true")
     parser.add_argument("--otlp-endpoint", default="")
+    parser.add_argument("--audit", action="store_true", help="keep an audit trail")
     parser.add_argument("--auth", action="store_true", help="ask for a key, which is printed too")
     parser.add_argument("--rate", action="store_true", help="with --auth: count the tenant's requests")
     args = parser.parse_args()
@@ -86,6 +87,7 @@ def main() -> None:
     endpoint = None if text == "local" else Endpoint(host=host, port=int(port))
     logging.basicConfig(level="WARNING")
     with tempfile.TemporaryDirectory() as folder:
+        settings["audit_log"] = f"{folder}/audit.log" if args.audit else ""
         uvloop.run(serve(endpoint, Path(folder), settings, rated=args.rate))
 
 

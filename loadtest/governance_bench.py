@@ -1,10 +1,12 @@
 """What keys and quotas cost, and what one tenant's flood costs another.
 
-    scripts/bench governance_bench [--part proxy|neighbour ...] [--seconds 5] [--repeats 3]
+    scripts/bench governance_bench [--part proxy|audit|neighbour ...] [--seconds 5] [--repeats 3]
 
 proxy      requests/s on a live session without keys, with one, and with a rate of its tenant besides, in turns, each
            gateway on one core (wanted: 0.95 of that without). A second gateway without keys is measured last in each
            turn: how far its ratio is from 1 is what the machine's other work adds to all of them. Needs wrk and nginx.
+audit      the same without and with an audit trail: reads of a kind that it leaves out, and commands, each of which
+           is a line of it with the hash of its body.
 neighbour  the time of warm creates of tenant b alone, and beside a flood of creates by tenant a, which has a quota: the
            wanted p99 is within 2 x that of b alone. Both sandboxes and gateway are real.
 """
@@ -31,8 +33,12 @@ from loadtest.local import gateway, until_full
 from loadtest.processes import free_port, require_programs, running, wait_for
 from loadtest.proxy_bench import PATH, Load, median, nginx_conf, wrk
 
-PARTS = ("proxy", "neighbour")
+PARTS = ("proxy", "audit", "neighbour")
 _CONTROL = "without again"
+_COMMAND = """wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+wrk.body = '{"command": ["echo", "hello"]}'
+"""
 _QUOTA = 4  # sandboxes of the tenant that floods
 _POOL = 12  # as many as are created in one go: a flood also takes the processor from refills, which are not measured
 _ROUNDS = 8  # 96 creates each: of fewer, p99 would be the one that the machine happened to disturb
@@ -41,6 +47,43 @@ _FLOODERS = 8  # connections, each of which asks again as soon as it is refused
 
 def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
     """Print requests/s with and without keys. Returns how many bars were missed."""
+    flags = {"without keys": [], "with a key": ["--auth"], "and a rate": ["--auth", "--rate"], _CONTROL: []}
+    rounds = _in_turns(flags, seconds, repeats, connections)
+    base, missed = median(rounds["without keys"]), 0
+    for name, loads in rounds.items():
+        missed += (_print(name, loads, base) < 0.95 and name != _CONTROL) or median(loads).errors > 0
+    return missed
+
+
+def measure_audit(seconds: int, repeats: int, connections: int) -> int:
+    """Print requests/s with and without an audit trail. Returns how many sides had errors."""
+    missed = 0
+    for what, script in (("reads", ""), ("commands", _COMMAND)):
+        flags = {f"{what}, none": [], f"{what}, audit": ["--audit"], f"{what}, {_CONTROL}": []}
+        rounds = _in_turns(flags, seconds, repeats, connections, script)
+        base = median(rounds[f"{what}, none"])
+        for name, loads in rounds.items():
+            _print(name, loads, base)
+            missed += median(loads).errors > 0
+    return missed
+
+
+def _print(name: str, loads: list[Load], base: Load) -> float:
+    """Print a side's medians; returns its throughput over that of the base."""
+    load = median(loads)
+    ratio = load.rate / base.rate
+    print(
+        f"{name:<23} {load.rate:>8.0f} requests/s  p99 {load.p99:6.2f} ms  {load.cpu_us:5.1f} us of CPU  "
+        f"{load.errors} errors  {ratio:.3f} of that without",
+        flush=True,
+    )
+    return ratio
+
+
+def _in_turns(
+    gateways: dict[str, list[str]], seconds: int, repeats: int, connections: int, script: str = ""
+) -> dict[str, list[Load]]:
+    """Loads of gateways that are started with these flags, by name. `script`: wrk's, in Lua."""
     cores = sorted(os.sched_getaffinity(0))
     mine, others = cores[0], cores[-1]
     _, nginx_path, _ = require_programs("wrk", "nginx", "taskset")
@@ -49,9 +92,7 @@ def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
         stack.enter_context(running([nginx_path, "-c", str(nginx_conf(Path(temporary), upstream))], others))
         wait_for(upstream)
         sides: dict[str, tuple[str, list[str], int]] = {}
-        for name, flags in (
-            ("without keys", []), ("with a key", ["--auth"]), ("and a rate", ["--auth", "--rate"]), (_CONTROL, []),
-        ):  # fmt: skip
+        for name, flags in gateways.items():
             argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{upstream}", *flags]
             process = stack.enter_context(running(argv, mine))
             assert process.stdout is not None
@@ -61,17 +102,9 @@ def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
         rounds: dict[str, list[Load]] = {name: [] for name in sides}
         for _ in range(repeats):  # in turns, so that a change of the machine's speed affects all of them
             for name, (address, headers, pid) in sides.items():
-                rounds[name].append(wrk(address, connections, seconds, others, headers, pid))
-    base, missed = median(rounds["without keys"]), 0
-    for name, loads in rounds.items():
-        load = median(loads)
-        ratio = load.rate / base.rate
-        missed += (ratio < 0.95 and name != _CONTROL) or load.errors > 0
-        print(
-            f"{name:<13} {load.rate:>8.0f} requests/s  p99 {load.p99:6.2f} ms  {load.cpu_us:5.1f} us of CPU  "
-            f"{load.errors} errors  {ratio:.3f} of that without"
-        )
-    return missed
+                url = address.removesuffix("/health") + "/api/execute" if script else address
+                rounds[name].append(wrk(url, connections, seconds, others, headers, pid, script))
+    return rounds
 
 
 async def measure_neighbour(folder: Path) -> int:
@@ -170,6 +203,8 @@ def main() -> int:
         print(f"-- {part} (load {os.getloadavg()[0]:.1f})", flush=True)
         if part == "proxy":
             missed += measure_proxy(args.seconds, args.repeats, args.connections)
+        elif part == "audit":
+            missed += measure_audit(args.seconds, args.repeats, args.connections)
         else:
             with tempfile.TemporaryDirectory(prefix="wg") as folder:
                 missed += uvloop.run(measure_neighbour(Path(folder)))

@@ -39,7 +39,9 @@ class Load:
 
 
 def nginx_conf(folder: Path, port: int) -> Path:
-    """nginx as an upstream with one fixed answer."""
+    """nginx as an upstream with one fixed answer. Its files have a folder of their own: nginx gives that to nobody."""
+    folder = folder / "nginx"
+    folder.mkdir(exist_ok=True)
     conf = folder / "nginx.conf"
     conf.write_text(
         f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
@@ -65,8 +67,8 @@ def haproxy_conf(folder: Path, port: int, endpoint: str) -> Path:
     return conf
 
 
-def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str], pid: int) -> Load:
-    """One run of wrk; `pid` is the process whose processor time is counted."""
+def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str], pid: int, script: str = "") -> Load:
+    """One run of wrk; `pid` is the process whose processor time is counted, `script` what wrk is to do, in Lua."""
     before = cpu_seconds(pid)
     argv = [
         "taskset",
@@ -80,7 +82,11 @@ def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str],
     ]
     for header in headers:
         argv += ["-H", header]
-    out = subprocess.run([*argv, url], capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        argv += ["-s", file.name] if script else []
+        out = subprocess.run([*argv, url], capture_output=True, text=True, check=True).stdout
     errors = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", out))
     # connect, read, write and timeout, in one line.
     errors += sum(int(n) for line in re.findall(r"Socket errors: (.*)", out) for n in re.findall(r"\d+", line))

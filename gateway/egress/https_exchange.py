@@ -44,6 +44,7 @@ class Exchange:
         self._credentials, self._cache = credentials, cache
         self._served = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._asked = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._replies: list[bytes] = []  # for the client, until `_flush`
         self.rest = b""
 
     async def run(self, head: Head, received: bytes, url: str) -> bool:
@@ -86,9 +87,14 @@ class Exchange:
         """To the origin."""
         await self._origin.send(self._asked.send(event) or b"")
 
-    async def _reply(self, event: h11.Event) -> None:
-        """To the client."""
-        await self._inner.send(self._served.send(event) or b"")
+    def _reply(self, event: h11.Event) -> None:
+        """To the client, with the next `_flush`: what came of an answer at once goes on in one record and one call."""
+        self._replies.append(self._served.send(event) or b"")
+
+    async def _flush(self) -> None:
+        if self._replies:
+            replies, self._replies = b"".join(self._replies), []
+            await self._inner.send(replies)
 
     async def _send_body(self) -> None:
         """Pass the request's body on, without trailers; then wait for the client to leave, or to say more.
@@ -141,27 +147,31 @@ class Exchange:
         while True:
             event = self._asked.next_event()
             if event is h11.NEED_DATA:
+                await self._flush()
                 self._asked.receive_data(await self._origin.receive())
             elif isinstance(event, h11.InformationalResponse):
                 fields = _masked(event.headers.raw_items(), mask)
-                await self._reply(h11.InformationalResponse(status_code=event.status_code, headers=fields))
+                self._reply(h11.InformationalResponse(status_code=event.status_code, headers=fields))
                 if event.status_code == 101:
+                    await self._flush()
                     await self._switched(mask)
                     return
             elif isinstance(event, h11.Response):
-                await self._reply(self._response(event, mask))
+                self._reply(self._response(event, mask))
                 yield event
             elif isinstance(event, h11.Data):
                 if data := mask.feed(bytes(event.data)):
-                    await self._reply(h11.Data(data=data))
+                    self._reply(h11.Data(data=data))
                 yield event
             elif isinstance(event, h11.EndOfMessage):
                 if data := mask.flush():
-                    await self._reply(h11.Data(data=data))
-                await self._reply(h11.EndOfMessage())
+                    self._reply(h11.Data(data=data))
+                self._reply(h11.EndOfMessage())
+                await self._flush()
                 yield event
                 return
             else:
+                await self._flush()
                 raise EndedError("the origin has ended the connection")
 
     def _response(self, event: h11.Response, mask: Mask) -> h11.Response:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from gateway.core.model import SessionId
 from gateway.egress.gate import EgressGate
@@ -19,7 +20,8 @@ from tests.support.internet import METADATA, OTHER, OWN, PRIVATE, PUBLIC, Intern
 from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import LIMIT_S, eventually
 
-pytestmark = pytest.mark.processes
+# One egress service for all of them: each refuses, and none of them ends it.
+pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 
 CLOSED = {METADATA, PRIVATE, "127.0.0.1", "192.0.2.1", "192.0.2.2"}
 HOSTS = [
@@ -34,17 +36,17 @@ HOSTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-async def anywhere(gate: EgressGate) -> AsyncIterator[Proxy]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def anywhere(kept_gate: EgressGate) -> AsyncIterator[Proxy]:
     """A sandbox's proxy, with the widest policy that there is."""
-    async with open_proxy(gate, "any") as made:
+    async with open_proxy(kept_gate, "any") as made:
         yield made
 
 
-@pytest.fixture
-async def narrow(gate: EgressGate) -> AsyncIterator[Proxy]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def narrow(kept_gate: EgressGate) -> AsyncIterator[Proxy]:
     """With a policy of one name."""
-    async with open_proxy(gate, "origin.example.com", "origin.example.com:22") as made:
+    async with open_proxy(kept_gate, "origin.example.com", "origin.example.com:22") as made:
         yield made
 
 
@@ -110,20 +112,24 @@ async def test_name_that_resolves_anew_each_time(world: Internet, anywhere: Prox
 
 
 @pytest.mark.parametrize("name", ["third.example.net", "other.example.com", None, "origin.example.com.evil.net"])
-async def test_tls_for_another_name_than_was_asked_for(world: Internet, narrow: Proxy, name: str | None) -> None:
+async def test_tls_for_another_name_than_was_asked_for(
+    world: Internet, kept_gate: EgressGate, name: str | None
+) -> None:
     """A hello with another server name, or none, is answered with an alert; the origin does not see it."""
+    session = f"asks for {name}"  # whose lines are no other test's
     before = len(world.requests())
     context = ssl.create_default_context(cafile=str(world.ca))
     context.check_hostname = False
     lines: list[Access] = []
-    narrow.gate.on_line(lines.append)
-    reader, writer = await narrow.connect()
-    writer.write(b"CONNECT origin.example.com:443 HTTP/1.1\r\n\r\n")
-    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        await writer.start_tls(context, server_hostname=name)
-    writer.close()
-    await eventually(lambda: lines and lines[-1].outcome is Outcome.CUT, "it is in the log")
+    kept_gate.on_line(lambda line: lines.append(line) if line.session == session else None)
+    async with open_proxy(kept_gate, "origin.example.com", session=session) as narrow:
+        reader, writer = await narrow.connect()
+        writer.write(b"CONNECT origin.example.com:443 HTTP/1.1\r\n\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await writer.start_tls(context, server_hostname=name)
+        writer.close()
+        await eventually(lambda: lines and lines[-1].outcome is Outcome.CUT, "it is in the log")
     assert "its TLS hello names" in lines[-1].reason
     assert len(world.requests()) == before
 
@@ -209,12 +215,12 @@ async def test_refused_name_is_not_resolved(world: Internet, narrow: Proxy) -> N
     assert b"resolution" not in answer
 
 
-async def _in_sandbox(gate: EgressGate, folder: Path, run: Callable[[Any], Awaitable[None]], *egress: str) -> None:
-    async with serving(folder, runtime(egress=egress), egress=gate) as provider:
+async def _in_sandbox(kept_gate: EgressGate, folder: Path, run: Callable[[Any], Awaitable[None]], *egress: str) -> None:
+    async with serving(folder, runtime(egress=egress), egress=kept_gate) as provider:
         await run(await provider.claim(KEY, SessionId("one")))
 
 
-async def test_redirect_to_metadata(world: Internet, gate: EgressGate, tmp_path: Path) -> None:
+async def test_redirect_to_metadata(world: Internet, kept_gate: EgressGate, tmp_path: Path) -> None:
     """A permitted host that redirects to a closed one leads nowhere."""
     before = len(closed_hosts_asked(world))
 
@@ -223,11 +229,11 @@ async def test_redirect_to_metadata(world: Internet, gate: EgressGate, tmp_path:
         done = await execute(sandbox, "curl", "-sSL", "-w", "%{http_code}", url)
         assert done["stdout"].endswith("403"), done
 
-    await _in_sandbox(gate, tmp_path, run, "any")
+    await _in_sandbox(kept_gate, tmp_path, run, "any")
     assert len(closed_hosts_asked(world)) == before
 
 
-async def test_environment_is_unset(world: Internet, gate: EgressGate, tmp_path: Path) -> None:
+async def test_environment_is_unset(world: Internet, kept_gate: EgressGate, tmp_path: Path) -> None:
     """Without the proxy there is no route at all: not to hosts, not to a name server."""
     before = len(world.requests())
     code = (
@@ -245,16 +251,16 @@ async def test_environment_is_unset(world: Internet, gate: EgressGate, tmp_path:
         done = await execute(sandbox, "env", "-i", "/usr/bin/python3", "-c", code)
         assert done["stdout"].split("\n")[:4] == ["101", "101", "101", "no name"], done
 
-    await _in_sandbox(gate, tmp_path, run, "any")
+    await _in_sandbox(kept_gate, tmp_path, run, "any")
     assert len(world.requests()) == before
 
 
-async def test_other_sandbox_is_not_reached(world: Internet, gate: EgressGate, tmp_path: Path) -> None:
+async def test_other_sandbox_is_not_reached(world: Internet, kept_gate: EgressGate, tmp_path: Path) -> None:
     """Two sandboxes, two policies: the same port in each is another proxy, and none is reached from outside."""
     narrow, wide = runtime(egress=("origin.example.com",)), runtime(
         egress=("any",), key=type(KEY)("default", "wide")
     )  # fmt: skip
-    async with serving(tmp_path, narrow, wide, egress=gate) as provider:
+    async with serving(tmp_path, narrow, wide, egress=kept_gate) as provider:
         one = await provider.claim(narrow.key, SessionId("one"))
         two = await provider.claim(wide.key, SessionId("two"))
         url = "http://other.example.com/"
@@ -277,10 +283,10 @@ BEGINNINGS = [
 
 
 async def test_sandbox_that_leaves_requests_unfinished_keeps_no_other_waiting(
-    world: Internet, gate: EgressGate
+    world: Internet, kept_gate: EgressGate
 ) -> None:
     """With more connections than it may have, none of them going on; its own are over with its end."""
-    async with open_proxy(gate, "any") as greedy, open_proxy(gate, "any", session="two") as other:
+    async with open_proxy(kept_gate, "any") as greedy, open_proxy(kept_gate, "any", session="two") as other:
         held: list[asyncio.StreamWriter] = []
         try:
             for number in range(600):
