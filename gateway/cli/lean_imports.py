@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-
 _ONLY_TO_DRAW = ("rich", "pygments")
 
 
