@@ -37,6 +37,15 @@ _VENDOR_KEY = re.compile(
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,32}PRIVATE KEY-----)?")
 _USERINFO = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@")
+# Each pattern above needs one of these. An event has a dozen short texts, ids, names and paths, and most have none:
+# one search in place of ten substitutions makes its line in a quarter of the time.
+_SUSPECT = re.compile(
+    r"-----begin|authorization|cookie|bearer|basic|digest|negotiate|password|passwd|passphrase|secret|token|api[-_]?key"
+    r"|access[-_]?key|private[-_]?key|credential|jwt-assertion|[?&]|wk_|wst_|eyj|[spr]k[-_]|gh[pousr]_|github_pat_"
+    r"|a[ks]ia|xox|://",
+    re.IGNORECASE,
+)
+_HEX = re.compile(r"[0-9a-f.:-]*")  # ids, hashes and addresses, which have nothing of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,16 @@ def clean(text: str) -> str:
 
 def redact(text: str) -> str:
     """The text with what looks like a credential replaced: header values, tokens, keys, passwords, query tokens."""
+    return hide_secrets(text) if may_have_secrets(text) else text
+
+
+def may_have_secrets(text: str) -> bool:
+    """Whether `hide_secrets` could find anything."""
+    return not _HEX.fullmatch(text) and _SUSPECT.search(text) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """What `redact` does with a text that may have some."""
     text = _PEM.sub(HIDDEN, text)
     text = _HEADER.sub(rf"\1\2{HIDDEN}", text)  # the rest of the line is the secret
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audit.chain import MAX_LINE_BYTES, Position, encode
-from gateway.audit.event import HIDDEN, MAX_ENTRIES, MAX_TEXT, Actor, AuditEvent, event_fields, redact
+from gateway.audit.event import (
+    HIDDEN,
+    MAX_ENTRIES,
+    MAX_TEXT,
+    Actor,
+    AuditEvent,
+    event_fields,
+    hide_secrets,
+    may_have_secrets,
+    redact,
+)
 
 JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 
@@ -44,6 +54,28 @@ JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
         ("-----BEGIN EC PRIVATE KEY-----\nhush\n-----END EC PRIVATE KEY-----", "hush"),
         ("-----BEGIN PRIVATE KEY-----\nhush", "hush"),
         ("x-api-key: hush", "hush"),
+        # Each word of may_have_secrets by itself.
+        ("bearer hush-hush", "hush"),
+        ("digest 0123456789abcdef", "0123456789"),
+        ("basic dXNlcjpwYXNzd29yZA", "dXNlcjpw"),
+        ("negotiate 0123456789abcdef", "0123456789"),
+        ("passwd: hush", "hush"),
+        ("passphrase: hush", "hush"),
+        ("access-key: hush", "hush"),
+        ("privateKey: hush", "hush"),
+        ("credential=hush", "hush"),
+        ("jwt-assertion: hush", "hush"),
+        ("?key=hush", "hush"),
+        ("&auth=hush", "hush"),
+        ("wst_abc.def", "abc.def"),
+        (JWT, "c2lnbmF0dXJl"),
+        ("rk_0123456789abcdef", "0123456789"),
+        ("pk-0123456789abcdef", "0123456789"),
+        ("gho_0123456789abcdef0123", "0123456789"),
+        ("github_pat_0123456789abcdef0123", "0123456789"),
+        ("ASIAIOSFODNN7EXAMPLE", "IOSFODNN7"),
+        ("xoxb-0123456789", "0123456789"),
+        ("://u:hush@x", "hush"),
     ],
 )
 def test_credential_is_never_written(text: str, secret: str) -> None:
@@ -53,6 +85,25 @@ def test_credential_is_never_written(text: str, secret: str) -> None:
     assert HIDDEN in redact(text)
     event = AuditEvent(0, "command.run", Actor(), 200, detail={"text": text})
     assert secret not in orjson.dumps(event_fields(event)).decode()
+
+
+_WORDS = (
+    "Authorization", "cookie", "Cookie2", "bearer", "Basic", "digest", "negotiate", "password", "passwd", "passphrase",
+    "SECRET", "token", "api_key", "apikey", "access-key", "privateKey", "credential", "jwt-assertion", "?sig", "&key",
+    "?x-amz-date", "wk_", "wst_", "eyJabcdef", "sk-", "rk_", "ghp_", "github_pat_", "AKIA", "ASIA", "xoxb-",
+    "-----BEGIN PRIVATE KEY-----", "://", "u:p@", ": ", "=", " ", '"', ".", "0123456789abcdef", "ABCDEFGHIJKLMNOP",
+)  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(_WORDS), st.sampled_from(_WORDS).map(str.upper), st.text(max_size=3)), max_size=8
+    )
+)
+def test_no_credential_escapes_the_look_for_suspect_words(parts: list[str]) -> None:
+    """A text that is passed by as having none of the words of credentials has no credential."""
+    text = "".join(parts)
+    assert may_have_secrets(text) or hide_secrets(text) == text
 
 
 def test_ordinary_text_stays_as_it_is() -> None:
