@@ -19,6 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.agent_bundles import AgentBundlesAPI
+from gateway.api.agent_sandbox.claims import ClaimsAPI
+from gateway.api.agent_sandbox.router import AgentSandboxRouter
 from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
@@ -133,6 +135,7 @@ class Surfaces:
             peers=parts.peers,
             acknowledge=parts.acknowledge,
             e2b=self._e2b,
+            agent_sandbox=AgentSandboxRouter(lifecycle, parts.caller),
             channels=Channels(lifecycle, parts.caller, clock),
             challenge=self._resource_metadata.challenge,
         )
@@ -202,6 +205,7 @@ class Surfaces:
         )
         return {
             **AgentCubeAPI(lifecycle).handlers(),
+            **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
             **DifyAPI(self._runs, catalog).handlers(),
             **ManagerAPI(lifecycle, parts.hibernator, store, catalog, parts.caller).handlers(),

@@ -78,6 +78,10 @@ ACTIONS: Mapping[str, str] = {
     "run_once": "run.once",
     "dify_run": "run.once",
     "dify_update_dependencies": "run.dependencies",  # nothing is installed; a client asks for it all the same
+    "agent_sandbox_create_claim": "session.create",
+    "agent_sandbox_patch_claim": "session.update",
+    "agent_sandbox_delete_claim": "session.delete",
+    "agent_sandbox_patch_sandbox": "session.update",
     "e2b_create_sandbox": "session.create",
     "e2b_create_sandbox_v1": "session.create",
     "e2b_kill_sandbox": "session.delete",

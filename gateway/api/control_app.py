@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from gateway.api import console
+from gateway.api.agent_sandbox.router import AgentSandboxRouter
 from gateway.api.e2b.router import E2BRouter
 from gateway.api.errors import error_response
 from gateway.api.jupyter.channels import Channels
@@ -41,6 +42,7 @@ class ControlApp:
         peers: PeerSigner,
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
         e2b: E2BRouter | None = None,
+        agent_sandbox: AgentSandboxRouter | None = None,
         channels: Channels | None = None,
         challenge: Challenge = lambda scope: None,
     ) -> None:
@@ -60,6 +62,7 @@ class ControlApp:
         self._counters = counters
         self._acknowledge = acknowledge
         self._e2b = e2b
+        self._agent_sandbox = agent_sandbox
         self._channels = channels
         self._challenge = challenge
 
@@ -93,6 +96,9 @@ class ControlApp:
         elif self._e2b is not None and self._e2b.takes(scope):
             scope["app"] = self._app
             await self._e2b(scope, receive, send)
+        elif self._agent_sandbox is not None and self._agent_sandbox.takes(scope):
+            scope["app"] = self._app
+            await self._agent_sandbox(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

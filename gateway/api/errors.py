@@ -45,6 +45,8 @@ class ErrorShape(StrEnum):
     E2B = "E2BError"  # {"code": status, "message": text}
     JUPYTER = "JupyterError"  # {"message": text, "reason": CODE}
     DIFY = "DifyError"  # {"code": status, "message": text, "data": null}
+    AGENT_SANDBOX = "AgentSandboxError"  # {"detail": text, "message": text}
+    KUBERNETES = "KubernetesStatus"  # {"kind": "Status", "status": "Failure", "message", "reason", "code"}
     MCP = "MCPMessage"  # a JSON-RPC error response without an id
 
 
@@ -136,6 +138,33 @@ def _mcp(error: WakegateError) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": public_message(error)}}
 
 
+def _agent_sandbox(error: WakegateError) -> dict[str, Any]:
+    # Their router answers `detail`, their runtime `message`; clients show either.
+    text = public_message(error)
+    return {"detail": text, "message": text}
+
+
+_REASONS = {
+    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
+    409: "Conflict", 413: "RequestEntityTooLarge", 429: "TooManyRequests", 500: "InternalError",
+    503: "ServiceUnavailable", 504: "Timeout",
+}  # fmt: skip
+
+
+def _kubernetes(error: WakegateError) -> dict[str, Any]:
+    # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/
+    taken = error.code == "ALREADY_EXISTS"
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": public_message(error),
+        "reason": "AlreadyExists" if taken else _REASONS.get(error.status, "Unknown"),
+        "code": error.status,
+    }
+
+
 _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.NATIVE: _native,
     ErrorShape.AGENTCUBE: _agentcube,
@@ -144,5 +173,7 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.E2B: _e2b,
     ErrorShape.JUPYTER: _jupyter,
     ErrorShape.DIFY: _dify,
+    ErrorShape.AGENT_SANDBOX: _agent_sandbox,
+    ErrorShape.KUBERNETES: _kubernetes,
     ErrorShape.MCP: _mcp,
 }

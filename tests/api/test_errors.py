@@ -22,6 +22,16 @@ def test_error_has_the_shape_of_its_surface(shape: ErrorShape) -> None:
         ErrorShape.E2B: {"code": 400, "message": "x: no", "error_code": "bad_request"},
         ErrorShape.JUPYTER: {"message": "x: no", "reason": "BAD_REQUEST"},
         ErrorShape.AGENTSCOPE: {"detail": "x: no"},
+        ErrorShape.AGENT_SANDBOX: {"detail": "x: no", "message": "x: no"},
+        ErrorShape.KUBERNETES: {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": "x: no",
+            "reason": "BadRequest",
+            "code": 400,
+        },
         ErrorShape.DIFY: {"code": -400, "message": "x: no", "data": None},
         ErrorShape.MCP: {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "x: no"}},
     }

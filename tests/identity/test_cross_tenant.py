@@ -29,6 +29,8 @@ LISTS = {
     ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
     ("get", "/jupyter/api/sessions"), ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
     ("get", "/v1/sandbox/dependencies/refresh"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
+    ("get", "/apis/extensions.agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxclaims"),
+    ("get", "/apis/agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxes"),
 }  # fmt: skip
 MAKES = {
     "/v1/sessions",

@@ -223,3 +223,44 @@ DIFY: Mapping[str, Operation] = {
         Operation("GET", _DIFY_DEPENDENCIES + "/refresh", "dify", "The same.", ok("DifyAnswer"), error="DifyError",
                   sandbox=False),
 }  # fmt: skip
+
+
+_CLAIMS = "/apis/extensions.agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxclaims"
+_SANDBOXES = "/apis/agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxes"
+_KUBE_LIST = (
+    Parameter("fieldSelector", "metadata.name=NAME."),
+    Parameter("labelSelector", "KEY=VALUE pairs, joined by commas."),
+    Parameter("watch", "true: a line of JSON for each change, for `timeoutSeconds`."),
+    Parameter("timeoutSeconds", "Of a watch; 600 at most."),
+    Parameter("resourceVersion", "Ignored: a watch begins with what there is."),
+)
+
+
+def _kube(
+    method: str, path: str, summary: str, *, status: int = 200, body: bool = False, more: tuple[Parameter, ...] = ()
+) -> Operation:
+    document = {"type": "object"}
+    return Operation(
+        method, path, "agent-sandbox", summary, {status: Answer("Done.", document)}, more,
+        body=document if body else None, error="KubernetesStatus",
+    )  # fmt: skip
+
+
+AGENT_SANDBOX: Mapping[str, Operation] = {
+    "agent_sandbox_create_claim":
+        _kube("POST", _CLAIMS, "Create a SandboxClaim: a session.", status=201, body=True),
+    "agent_sandbox_list_claims":
+        _kube("GET", _CLAIMS, "List or watch SandboxClaims.", more=_KUBE_LIST),
+    "agent_sandbox_get_claim":
+        _kube("GET", _CLAIMS + "/{name}", "Get a SandboxClaim."),
+    "agent_sandbox_patch_claim":
+        _kube("PATCH", _CLAIMS + "/{name}", "Answers the claim: its labels are kept as they were made.", body=True),
+    "agent_sandbox_delete_claim":
+        _kube("DELETE", _CLAIMS + "/{name}", "Delete a SandboxClaim: its session ends."),
+    "agent_sandbox_list_sandboxes":
+        _kube("GET", _SANDBOXES, "List or watch Sandboxes.", more=_KUBE_LIST),
+    "agent_sandbox_get_sandbox":
+        _kube("GET", _SANDBOXES + "/{sandbox_id}", "Get a Sandbox."),
+    "agent_sandbox_patch_sandbox":
+        _kube("PATCH", _SANDBOXES + "/{sandbox_id}", "Set spec.operatingMode: hibernate or wake.", body=True),
+}  # fmt: skip

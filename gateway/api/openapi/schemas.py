@@ -438,6 +438,12 @@ SCHEMAS: dict[str, Schema] = {
     "AgentScopeArguments": {"type": "object"},
     "AgentScopeAnswer": {"type": "object", "required": ["data"]},
     "AgentScopeError": obj("detail", detail=TEXT),
+    "AgentSandboxError": obj("detail message", detail=TEXT, message=TEXT),
+    "KubernetesStatus": obj(
+        "kind status message reason code",
+        kind=TEXT, apiVersion=TEXT, metadata={"type": "object"}, status=TEXT, message=TEXT, reason=TEXT,
+        code={"type": "integer"},
+    ),
     "JupyterError": obj("message", message=TEXT, reason=nullable(TEXT)),
     "JupyterVersion": obj("version", version=TEXT),
     "JupyterSpecs": obj("default kernelspecs", default=TEXT, kernelspecs={"type": "object"}),

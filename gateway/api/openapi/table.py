@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.api.openapi.common import RUNTIME, SESSION, ok
-from gateway.api.openapi.compatible import AGENTCUBE, AGENTSCOPE, CONTAINERS, DIFY, E2B, JUPYTER
+from gateway.api.openapi.compatible import AGENT_SANDBOX, AGENTCUBE, AGENTSCOPE, CONTAINERS, DIFY, E2B, JUPYTER
 from gateway.api.openapi.document import Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
 from gateway.core.model import Kind
@@ -324,5 +324,6 @@ CONTROL: Mapping[str, Operation] = {
     **DIFY,
     **AGENTSCOPE,
     **JUPYTER,
+    **AGENT_SANDBOX,
     **HEALTH,
 }
