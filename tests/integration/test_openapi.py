@@ -47,7 +47,10 @@ def test_openapi_names_every_path_of_the_gateway(tmp_path: Path) -> None:
     """Each route and method once, and none that is not there."""
     gateway = scripted_gateway(tmp_path, ScriptedProvider())
     served = [
-        (method, route.path) for route in gateway.surfaces.routes for method in route.methods or () if method != "HEAD"
+        (method, route.path.replace(":path}", "}"))  # the rest of a path, slashes included, is a name like any other
+        for route in gateway.surfaces.routes
+        for method in route.methods or ()
+        if method != "HEAD"
     ]
     assert sorted(each.key for each in CONTROL.values()) == sorted(served)
 
