@@ -89,7 +89,11 @@ def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
     """So that a session header cannot take its requests away; and no name is reserved without need."""
     # Not other products': their clients never send a session header, and a server in a sandbox may well have /sandboxes
     # or /api/kernels.
-    paths = {each.path.encode() for each in CONTROL.values() if each.tag not in ("agentscope", "e2b", "jupyter")}
+    paths = {
+        each.path.encode()
+        for each in CONTROL.values()
+        if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter")
+    }
     assert all(is_control(path) and is_control(b"/" + path) for path in paths)
     flat = {path for path in paths if path.startswith(FLAT_AGENTS)}
     assert {path for path in paths - flat if not path.startswith(b"/v1/")} == RESERVED_PATHS

@@ -42,7 +42,9 @@ async def paths(client: httpx.AsyncClient, method: str) -> list[str]:
 
 
 # Jupyter's clients create a kernel with an empty body, and its server passes over fields that it does not know.
-ANY_OBJECT = {("post", path) for path in ("/jupyter/api/kernels", "/jupyter/api/sessions", "/api/kernels")}
+ANY_OBJECT = {
+    ("post", path) for path in ("/jupyter/api/kernels", "/jupyter/api/sessions", "/api/kernels", "/agentscope/cleanup")
+}
 
 
 def _is_empty(body: bytes) -> bool:
