@@ -111,7 +111,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def url_in(line: str) -> str:
     """The URL in the first line of a gateway's output. Raises SystemExit if there is none."""
-    found = re.search(r"http://\S+", line)
+    found = re.search(r'http://[^\s"]+', line)
     if found is None:
         raise SystemExit(f"the gateway did not start; it printed: {line}")
     return found[0]

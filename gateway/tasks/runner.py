@@ -124,9 +124,8 @@ class TaskRunner:
         if self._is_leaving() or self._closing:
             return
         queues = list(await self._store.queues(now))
-        random.shuffle(
-            queues
-        )  # else gateways would all begin with the same one, and a full gateway never reach the last
+        # Else gateways would all begin with the same one, and a full gateway never reach the last.
+        random.shuffle(queues)
         for queue in queues:
             await self._look_at(queue, now)
 

@@ -30,6 +30,7 @@ def scope_of(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
         "scheme": "http",
         "path": "/a",
         "raw_path": b"/a",
+        "query_string": b"",
         "client": ("127.0.0.1", 1),
         "headers": [(b"host", b"h"), (b"x-session-id", b"s-1"), *headers],
     }

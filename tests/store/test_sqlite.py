@@ -148,7 +148,8 @@ async def test_rows_of_an_older_file_are_listed_by_age(path: Path) -> None:
         await store.aclose()
         db = sqlite3.connect(path)
         if old == "file":
-            for (index,) in db.execute("SELECT name FROM sqlite_schema WHERE sql LIKE '%created_at%'").fetchall()[1:]:
+            found = db.execute("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql LIKE '%created_at%'")
+            for (index,) in found.fetchall():
                 db.execute(f"DROP INDEX {index}")
             db.execute("DROP INDEX sessions_without_place")
             for column in ("tenant", "created_at"):

@@ -89,7 +89,7 @@ def serve(
     assert process.stdout is not None
     try:
         said = process.stdout.readline()
-        found = re.search(r"https?://\S+", said)
+        found = re.search(r'https?://[^\s"]+', said)
         assert found is not None, said + log.read_text()
         with contextlib.ExitStack() as stack:
             way = None if bridge is None else stack.enter_context(bridge(int(found[0].rpartition(":")[2])))

@@ -15,6 +15,9 @@ from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
 from gateway.core.model import Kind
 
 _TEXT = {"type": "string"}
+_METADATA = {
+    200: Answer("The issuers.", {"type": "object"}), 404: Answer("There is no --oidc-issuer.", ref("Error")),
+}  # fmt: skip
 
 NATIVE: Mapping[str, Operation] = {
     "create_session":
@@ -259,10 +262,10 @@ HEALTH: Mapping[str, Operation] = {
     "get_resource_metadata":
         Operation("GET", "/.well-known/oauth-protected-resource", "health",
                   "Where a client of the MCP server gets a token (RFC 9728).",
-                  {200: Answer("Of an --oidc-issuer.", {"type": "object"})}, sandbox=False),
+                  _METADATA, sandbox=False),
     "get_mcp_resource_metadata":
         Operation("GET", "/.well-known/oauth-protected-resource/mcp", "health", "The same, where they look first.",
-                  {200: Answer("Of an --oidc-issuer.", {"type": "object"})}, sandbox=False),
+                  _METADATA, sandbox=False),
     "check_agentcube_health":
         Operation("GET", "/health", "health", "AgentCube's health check.", ok("Status"), error="", sandbox=False),
     "check_agentcube_liveness":
