@@ -39,7 +39,7 @@ MAX_FILES = 200_000
 _ANSWER_BYTES = 256 << 10
 _ARCHIVE = "packages.tar"
 # python3 -c SCRIPT REQUIREMENTS INDEX FOLDER [HOST]. Bytecode is compiled here, since the folder is read-only where it
-# is used; unchecked, because unpacking gives the sources other times. The last of what pip said is enough.
+# is used; unchecked, because unpacking gives the sources other times. The end of pip's output is enough.
 _SCRIPT = """
 import os, subprocess, sys, tarfile
 requirements, index, folder, *host = sys.argv[1:]
@@ -199,10 +199,10 @@ def _check(status: int, body: bytes, requirements: Sequence[Requirement]) -> Non
     """Raises BadRequestError if the packages could not be installed."""
     try:
         document = orjson.loads(body)
-        code, said, ended = document["exit_code"], str(document.get("stdout", "")), document.get("timed_out")
+        code, printed, ended = document["exit_code"], str(document.get("stdout", "")), document.get("timed_out")
     except (ValueError, KeyError, TypeError):
         raise UpstreamBrokenError(f"the sandbox that installs packages answered {status}, and no result") from None
     if ended:
         raise BadRequestError(f"requirements: could not be installed within {INSTALL_S:g} s")
     if status != 200 or code != 0:
-        raise BadRequestError(explain(requirements, said or str(document.get("stderr", ""))))
+        raise BadRequestError(explain(requirements, printed or str(document.get("stderr", ""))))

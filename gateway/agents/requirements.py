@@ -57,13 +57,13 @@ def explain(requirements: Sequence[Requirement], output: str) -> str:
     """Why pip failed, with the line that names the package where that can be told."""
     last = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in last if line.startswith("ERROR:")] or last[-3:]
-    said = " ".join(errors)[:_SHOWN_CHARS] or "pip said nothing"
+    printed = " ".join(errors)[:_SHOWN_CHARS] or "pip printed no error"
     missing = _MISSING.search(output)
     if missing is not None:
         for each in requirements:
             if _normal(each.name) == _normal(missing[1]):
-                return f"requirements, line {each.line}, {each.text[:200]!r}: {said}"
-    return f"requirements: {said}"
+                return f"requirements, line {each.line}, {each.text[:200]!r}: {printed}"
+    return f"requirements: {printed}"
 
 
 def _joined(text: str) -> list[tuple[int, str]]:

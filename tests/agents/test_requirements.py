@@ -43,7 +43,7 @@ def test_a_package_that_there_is_not_names_its_line() -> None:
     said = explain(requirements, "ERROR: No matching distribution found for no-such-thing==1\n")
     assert said.startswith("requirements, line 2, 'No_Such.thing==1': ERROR: No matching")
     assert explain(requirements, "ERROR: No matching distribution found for other\n").startswith("requirements: ERROR")
-    assert explain(requirements, "") == "requirements: pip said nothing"
+    assert explain(requirements, "") == "requirements: pip printed no error"
 
 
 def test_the_sandbox_that_installs_reaches_the_index_alone() -> None:

@@ -68,7 +68,7 @@ def session_of(name: str) -> SessionId:
 
 
 def claim_document(session: Session, claim: Claim) -> dict[str, Any]:
-    """A SandboxClaim."""
+    """A session's SandboxClaim, as the Kubernetes API shows it."""
     spec: dict[str, Any] = {"warmPoolRef": {"name": claim.pool}}
     if claim.env:
         spec["env"] = [{"name": name, "value": value} for name, value in claim.env.items()]
@@ -88,7 +88,7 @@ def claim_document(session: Session, claim: Claim) -> dict[str, Any]:
 
 
 def sandbox_document(session: Session, claim: Claim) -> dict[str, Any]:
-    """A Sandbox."""
+    """A session's Sandbox, as the Kubernetes API shows it."""
     suspended = session.state is SessionState.HIBERNATED
     return {
         "apiVersion": f"{SANDBOX_GROUP}/{VERSION}",

@@ -60,7 +60,7 @@ class AgentSandboxRouter:
         return any(name == SANDBOX_HEADER for name, _ in scope["headers"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; an error has both `detail` and `message`."""
         request = Request(scope, receive)
         response = await answering_errors(self._answer, ErrorShape.AGENT_SANDBOX)(request)
         await response(scope, receive, send)
