@@ -127,7 +127,8 @@ class Children:
     async def kill(self, child: Child) -> None:
         """Kill a command that has not exited, and its whole tree; returns when all of it is dead.
 
-        Each pass may miss what was forked meanwhile, so passes repeat until one finds nothing alive.
+        Each pass may miss what was forked meanwhile, so passes repeat until one finds nothing alive. When it returns,
+        the callbacks of `exited` have run.
         """
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         pause = 0.001
@@ -138,6 +139,9 @@ class Children:
             for process in found:
                 _kill(process)
             if not found and child.exited.done():
+                # A future's callbacks run in the turn of the loop after its result is set. They may not have: then a
+                # terminal that was killed would still be called running, and closed before its last output is read.
+                await asyncio.sleep(0)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)

@@ -192,7 +192,6 @@ async def end(children: Children) -> None:
     """Kill what a test's own Children started; kill_all would take every child of the test process."""
     while children._by_pid:
         await children.kill(next(iter(children._by_pid.values())))
-    await asyncio.sleep(0)  # the callbacks of their ends
     asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
 
@@ -240,6 +239,23 @@ async def test_false_reports_of_the_preloaded_server_are_ignored(
 
     await end(children)
     os.close(root)
+
+
+async def test_whoever_waits_for_an_end_is_told_before_the_kill_returns() -> None:
+    """Also where the process is reaped in the very turn of the loop in which the kill looks."""
+    children = Children()
+    root = os.open("/", os.O_PATH)
+    child = children.spawn(b"/bin/true", [b"true"], env={}, cwd_fd=root, stdout=1, stderr=2)
+    told: list[int] = []
+    child.exited.add_done_callback(lambda done: told.append(done.result()))
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # blocks the loop on purpose: nothing is reaped meanwhile
+    children._reap()
+    await children.kill(child)
+    before = list(told)
+    await end(children)
+    os.close(root)
+
+    assert before == [0]
 
 
 async def test_frozen_session_spares_quiet_helpers() -> None:
