@@ -20,8 +20,9 @@ NEVER = float("inf")
 class QueuedTask:
     """One entry of a queue. Times are epoch seconds; `version` counts writes, 0: it was never stored.
 
-    `keys`: what it occupies while it is `held` and its `due_at` has not come (its agent, its session); they never
-    change. `is_open`: it is not over. `expires_at`: it is deleted then; NEVER: not while it is open.
+    `keys`: what it occupies while it is `held` and its `due_at` has not come (its agent, its session). A write may add
+    some; it may leave out those that it does not hold by then. `is_open`: it is not over. `expires_at`: it is deleted
+    then; NEVER: not while it is open.
     """
 
     id: str

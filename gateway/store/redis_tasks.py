@@ -47,12 +47,12 @@ return 'added'
 """
 
 # KEYS: task due open expiry bytes, then held:<key> of each of its keys
-# ARGV: id, version, now, due, open, expires, held, value, has answer, answer, then the limit of each key or -1
+# ARGV: id, version, now, due, open, expires, held, value, has answer, answer, keys, then the limit of each key or -1
 # Returns 1, 0: a limit is reached, or -1: the stored version is another.
 _WRITE = r"""
 if redis.call('HGET', KEYS[1], 'v') ~= ARGV[2] then return -1 end
 for i = 6, #KEYS do
-  local limit = tonumber(ARGV[i + 5])
+  local limit = tonumber(ARGV[i + 6])
   if limit >= 0 then
     local mine = tonumber(redis.call('ZSCORE', KEYS[i], ARGV[1]) or '-inf')
     local others = redis.call('ZCOUNT', KEYS[i], '(' .. ARGV[3], '+inf')
@@ -61,7 +61,8 @@ for i = 6, #KEYS do
   end
 end
 redis.call('HINCRBY', KEYS[1], 'v', 1)
-redis.call('HSET', KEYS[1], 'due', ARGV[4], 'open', ARGV[5], 'expires', ARGV[6], 'held', ARGV[7], 'value', ARGV[8])
+redis.call('HSET', KEYS[1], 'due', ARGV[4], 'open', ARGV[5], 'expires', ARGV[6], 'held', ARGV[7], 'value', ARGV[8],
+  'keys', ARGV[11])
 if ARGV[4] == 'inf' then redis.call('ZREM', KEYS[2], ARGV[1]) else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
 if ARGV[5] == '1' then redis.call('SADD', KEYS[3], ARGV[1]) else redis.call('SREM', KEYS[3], ARGV[1]) end
 if ARGV[6] == 'inf' then redis.call('ZREM', KEYS[4], ARGV[1]) else redis.call('ZADD', KEYS[4], ARGV[6], ARGV[1]) end
@@ -83,7 +84,8 @@ local size = redis.call('HSTRLEN', KEYS[1], 'body') + redis.call('HSTRLEN', KEYS
 local tenant = redis.call('HGET', KEYS[1], 'tenant')
 redis.call('ZREM', KEYS[6], ARGV[1])
 if not tenant then return 0 end
-if redis.call('HINCRBY', KEYS[7], tenant, -size) <= 0 then redis.call('HDEL', KEYS[7], tenant) end
+-- Not -size: Lua writes minus zero as "-0", which Redis does not take for a number.
+if redis.call('HINCRBY', KEYS[7], tenant, 0 - size) <= 0 then redis.call('HDEL', KEYS[7], tenant) end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
@@ -137,7 +139,7 @@ class RedisTasks:
         arguments = [
             task.id, task.version, repr(now), repr(task.due_at), int(task.is_open), repr(task.expires_at),
             int(task.held), orjson.dumps(task.value), int(answer is not None), answer or b"",
-            *((limits or {}).get(each, -1) for each in task.keys),
+            orjson.dumps(task.keys), *((limits or {}).get(each, -1) for each in task.keys),
         ]  # fmt: skip
         done = await self._run(_WRITE, [key, due, opened, expiry, size, *self._held(task.keys)], arguments)
         if done < 0:

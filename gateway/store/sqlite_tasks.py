@@ -24,7 +24,7 @@ INSERT INTO tasks (id, queue, tenant, created_at, value, due_at, is_open, expire
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 1, ?11)
 """
 _UPDATE = """
-UPDATE tasks SET version = version + 1, value = ?, due_at = ?, is_open = ?, expires_at = ?, held = ?
+UPDATE tasks SET version = version + 1, value = ?, due_at = ?, is_open = ?, expires_at = ?, held = ?, keys = ?
 WHERE id = ? AND version = ?
 """
 _HOLD = "INSERT INTO task_holds VALUES (?1, ?2, ?3) ON CONFLICT (key, task) DO UPDATE SET until = ?3"
@@ -75,7 +75,8 @@ class SqliteTasks:
         self, task: QueuedTask, now: float, *, answer: bytes | None = None, limits: Mapping[str, int] | None = None
     ) -> QueuedTask | None:
         """Write it if version and limits allow it."""
-        values = (orjson.dumps(task.value), task.due_at, task.is_open, task.expires_at, task.held)
+        keys = orjson.dumps(task.keys).decode()
+        values = (orjson.dumps(task.value), task.due_at, task.is_open, task.expires_at, task.held, keys)
 
         def write(db: sqlite3.Connection) -> bool:
             found = db.execute("SELECT version FROM tasks WHERE id = ?", (task.id,)).fetchone()

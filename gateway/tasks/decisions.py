@@ -11,7 +11,7 @@ from enum import Enum
 
 from gateway.core.backoff import backoff
 from gateway.core.tasks import NEVER
-from gateway.tasks.model import Answer, Progress, State, Task, session_key
+from gateway.tasks.model import Answer, Progress, State, Task, is_session_key, session_key
 
 RETRY_FIRST_S = 1.0
 RETRY_LONGEST_S = 300.0
@@ -78,8 +78,10 @@ def renewed(task: Task, progress: Progress, now: float, lease: float) -> Task:
 
 
 def in_session(task: Task, session_id: str) -> Task:
-    """A session was made for it."""
-    return replace(task, session=session_id, made_session=True)
+    """A session was made for it, which it occupies as one that it named would be."""
+    # Of a session of an earlier try, which is lost, it holds nothing by now.
+    keys = (*(key for key in task.keys if not is_session_key(key)), session_key(session_id))
+    return replace(task, session=session_id, made_session=True, keys=keys)
 
 
 def answered(task: Task, answer: Answer, now: float, retention: float, jitter: float) -> Task:

@@ -111,6 +111,7 @@ class Task:
         return identity_of(self.caller)
 
 
+_SESSION = "session "
 # What is in columns of the store, and not repeated in the document.
 _COLUMNS = ("id", "created_at", "due_at", "expires_at", "keys", "version")
 
@@ -127,7 +128,12 @@ def agent_key(key: RuntimeKey) -> str:
 
 def session_key(session_id: str) -> str:
     """What the tasks of a session that run are counted by."""
-    return f"session {session_id}"
+    return f"{_SESSION}{session_id}"
+
+
+def is_session_key(key: str) -> bool:
+    """Whether tasks of a session are counted by it."""
+    return key.startswith(_SESSION)
 
 
 def to_queued(task: Task) -> QueuedTask:

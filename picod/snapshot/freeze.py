@@ -18,8 +18,9 @@ from typing import Self
 from picod.commands.processes import descendants
 
 _TIMEOUT_S = 0.5  # a process that has not stopped by then is stuck in the kernel and writes nothing
-_STOP_TIMEOUT_S = 0.02  # for one process, before the next one is stopped
 _STOPPED_STATES = b"TtZX"  # in /proc/PID/stat: stopped, traced, zombie, dead
+_STUCK_STATES = b"D"  # in a system call that no signal ends
+_STUCK_TIMEOUT_S = 0.02  # for a process in such a state, most of which are left within a millisecond
 
 
 class Frozen:
@@ -40,7 +41,7 @@ class Frozen:
                 running = [pid for pid in descendants() if pid not in self._spared and not _is_stopped(pid)]
                 if not running or time.monotonic() > deadline:
                     return self
-                self._stop(running)
+                self._stop(running, deadline)
                 time.sleep(0.0002)
         except BaseException:
             self._continue()
@@ -51,7 +52,7 @@ class Frozen:
     ) -> None:
         self._continue()
 
-    def _stop(self, pids: Sequence[int]) -> None:
+    def _stop(self, pids: Sequence[int], deadline: float) -> None:
         for pid in pids:
             if pid not in self._stopped:
                 try:
@@ -61,9 +62,12 @@ class Frozen:
                 except OSError:  # no pidfds here: the pid may have been reused, but there is nothing better
                     self._stopped[pid] = -1
             _signal(pid, self._stopped[pid], signal.SIGSTOP)
-            # kill() returns before its target has stopped. A shell that still runs when its child stops reports that.
-            deadline = time.monotonic() + _STOP_TIMEOUT_S
-            while not _is_stopped(pid) and time.monotonic() < deadline:
+            # kill() returns before its target has stopped: it has to run for that, which takes 20 ms and more where
+            # many want to. A shell that still runs when its child stops reports that.
+            patience = time.monotonic() + _STUCK_TIMEOUT_S
+            while (now := time.monotonic()) < deadline and not _is_stopped(pid):
+                if now > patience and _is_stopped(pid, or_in=_STUCK_STATES):
+                    break
                 time.sleep(0.0001)
 
     def _continue(self) -> None:
@@ -84,10 +88,10 @@ def _signal(pid: int, pidfd: int, number: signal.Signals) -> None:
         pass  # it ended meanwhile
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether all threads of a process are stopped, or it has ended."""
+def _is_stopped(pid: int, *, or_in: bytes = b"") -> bool:
+    """Whether all threads of a process are stopped, or in one of those states, or it has ended."""
     try:
-        return all(_state(pid, thread) in _STOPPED_STATES for thread in os.listdir(f"/proc/{pid}/task"))
+        return all(_state(pid, thread) in _STOPPED_STATES + or_in for thread in os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return True  # gone
 

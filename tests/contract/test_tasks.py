@@ -124,6 +124,26 @@ async def test_a_queue_lists_the_newest_first(tasks: TaskStore) -> None:
     assert seen == ["e", "d", "c", "b", "a"]
 
 
+async def test_a_write_adds_what_a_task_occupies(tasks: TaskStore) -> None:
+    """From then on it holds that too, until it is over or deleted; what it does not hold it may leave out."""
+    for name in "ab":
+        await add(tasks, task(name, keys=("agent", "old")))
+    first = await tasks.write(replace(await got(tasks, "a"), held=True, due_at=T0 + 30), T0)
+    assert first is not None
+    assert await tasks.write(replace(first, held=False, due_at=T0), T0) is not None
+    for name in "ab":
+        held = replace(await got(tasks, name), held=True, due_at=T0 + 30, keys=("agent", "session s"))
+        assert await tasks.write(held, T0) is not None
+        assert (await got(tasks, name)).keys == ("agent", "session s")
+    assert [await tasks.held(key, T0) for key in ("agent", "old", "session s")] == [2, 0, 2]
+    await add(tasks, task("c", keys=("session s",)))
+    assert await tasks.write(await got(tasks, "c"), T0, limits={"session s": 2}) is None
+    await tasks.delete("a")
+    await tasks.write(replace(await got(tasks, "b"), held=False, due_at=NEVER, is_open=False), T0)
+    assert [await tasks.held(key, T0) for key in ("agent", "session s")] == [0, 0]
+    assert await tasks.write(await got(tasks, "c"), T0, limits={"session s": 1}) is not None
+
+
 async def test_limits_of_open_tasks_and_of_bytes(tasks: TaskStore) -> None:
     """What is over no longer counts as open, but its bytes do until it is deleted."""
     assert await add(tasks, task("a"), b"1234", open_=2, bytes_=10) is Added.ADDED

@@ -239,6 +239,9 @@ def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
         place = made(server, "/once-slow")
         wait_until(lambda: "last" in shown(server, place)["progress"], "it runs")
         waits = made(server, "/run", x_session_id=shown(server, place)["session"])
+        # As long as the gateway needs to run another one that is due: this one waits for the one in its session.
+        assert ended(server, made(server, "/run"))["state"] == "succeeded"
+        assert shown(server, waits)["state"] == "queued"
         server.kill()
     with serve(tmp_path / "state", *LEASE) as server:
         task = ended(server, place)

@@ -103,6 +103,15 @@ def test_a_session_that_is_gone_is_made_again_only_if_it_was_made_for_the_task()
     assert kept == ["s", "s", ""]
 
 
+def test_a_session_that_was_made_for_a_task_is_occupied_by_it() -> None:
+    """As one that it named would be; of sessions that were lost only the latest counts."""
+    waiting = task(session="s", keys=("agent", "session s"))
+    made = decisions.in_session(decisions.in_session(run(task(), T0), "gone"), "s")
+    assert made.keys == waiting.keys
+    assert decisions.limits_of(made, "agent", 20, 1) == decisions.limits_of(waiting, "agent", 20, 1)
+    assert decisions.limits_of(made, "agent", 20, 1) == {"agent": 20, "session s": 1}
+
+
 def test_a_webhook_is_sent_again_until_it_is_taken_or_given_up() -> None:
     """Eight times with growing pauses; a refusal of the address at once."""
     one = ended(run(task(webhook=Webhook("https://example.com")), T0), 200, T0)
