@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # Tests in these folders start sandboxes, kernels, clusters or gateways: `scripts/test fast` leaves them out.
-PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "picod", "docs", "client")
+PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "picod", "docs", "client", "console")
 # Folders whose files take longest run first, in this order: with several workers, a file that takes a minute and is
 # begun last keeps one of them busy while the others have ended.
 LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")
@@ -37,6 +37,16 @@ SIMULATION_LIMIT_S = 300
 def _folder(path: Path) -> str:
     tests = Path(__file__).parent
     return path.relative_to(tests).parts[0] if path.is_relative_to(tests) else ""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import tests that `-m` leaves out with their whole folder.
+
+    Each worker imports every module that it collects, with the clients' packages that those import: 10 s of CPU, of
+    which `scripts/test fast` needs half.
+    """
+    is_left_out = "not processes" in config.option.markexpr.split(" and ")
+    return True if is_left_out and _folder(collection_path) in PROCESS_FOLDERS else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -62,6 +62,7 @@ def test_changed_signature_is_refused(noise: bytes, at: int, put: bytes) -> None
     assert changed == good or signer().verify(changed, "GET", b"/") is None
 
 
+@pytest.mark.processes
 def test_key_reaches_its_session_through_the_other_gateway(tmp_path: Path) -> None:
     """Data path, control surfaces and tools are passed on for the identity that the first gateway found.
 
