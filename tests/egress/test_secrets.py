@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +240,52 @@ async def test_ordinary_tools_trust_the_gateway_by_themselves(
     seen: dict[str, Any] = {each["path"].split("/")[1]: each["headers"] for each in world.requests()[before:]}
     assert seen.keys() == {"httpx", "requests", "urllib", "curl", "git", "node"}
     assert all(["authorization", f"Bearer {VALUE}"] in headers for headers in seen.values()), json.dumps(seen)
+
+
+# Node's own fetch. From 22.21 and 24.5 on NODE_USE_ENV_PROXY is all it needs; before, the agent of undici, which it is
+# made of, reads the same variables. npm has one.
+FETCH = """
+const [major, minor] = process.versions.node.split(".").map(Number);
+if (major < 22 || (major == 22 && minor < 21) || major == 23 || (major == 24 && minor < 5)) {
+  const undici = require(process.argv[1]);
+  undici.setGlobalDispatcher(new undici.EnvHttpProxyAgent());
+}
+(async () => {
+  const answer = await fetch("https://origin.example.com/fetch", {method: "POST", body: "x".repeat(100000)});
+  console.log(answer.status, (await answer.json()).body);
+  const many = Array.from({length: 20}, () => fetch("https://origin.example.com/fetch").then((each) => each.text()));
+  console.log((await Promise.all(many)).length);
+  try { await fetch("https://other.example.com/") } catch (error) {
+    let why = error;
+    while (why.cause) why = why.cause;
+    console.log(`refused: ${why.message}`);
+  }
+})();
+"""
+
+
+async def test_fetch_of_node_goes_through_the_proxy_and_trusts_it(
+    world: Internet, gate: EgressGate, tmp_path: Path
+) -> None:
+    """By the environment of the sandbox alone: with the key, twenty at once, and refused in words where it is not."""
+    npm = Path(shutil.which("npm") or "/").resolve()
+    undici = npm.parents[1] / "node_modules" / "undici" if len(npm.parts) > 2 else Path("/none")
+    if shutil.which("node") is None or not undici.exists():
+        pytest.skip("there is no node with npm's undici on this machine")
+    (tmp_path / "key").write_text(VALUE)
+    secrets = (Secret("API_KEY", ("origin.example.com",), "bearer", file=str(tmp_path / "key")),)
+    offered = runtime(egress=("origin.example.com",), secrets=secrets, limits=Limits(processes=128))
+    before = len(world.requests())
+    async with serving(tmp_path, offered, egress=gate) as provider:
+        sandbox = await provider.claim(KEY, SessionId("one"))
+        done = await execute(sandbox, "node", "-e", FETCH, str(undici))
+    posted, many, refused = done["stdout"].splitlines() or [done["stderr"]] * 3
+    assert (posted, many) == ("200 100000", "20")
+    assert refused.startswith("refused: ")
+    assert "403" in refused
+    seen = [dict(each["headers"]) for each in world.requests()[before:]]
+    assert [each.get("authorization") for each in seen] == [f"Bearer {VALUE}"] * 21
+    assert {each["user-agent"] for each in seen} <= {"node", "undici"}
 
 
 async def test_new_value_of_a_file_counts_for_the_next_sandbox(
