@@ -15,10 +15,12 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 from gateway.core.errors import BadRequestError, QuotaExceededError, TooLargeError
+from gateway.core.tar import read_tar
 
 MAX_UPLOAD_BYTES = 64 << 20
 MAX_BYTES = 512 << 20  # unpacked
@@ -43,18 +45,19 @@ class BundleStore:
         """Whether the files of that digest are in this gateway's folder."""
         return self.path(digest).is_dir()
 
-    def add(self, archive: bytes) -> str:
+    def add(self, archive: BinaryIO) -> str:
         """Keep a tar archive, plain or gzip, under its digest; one that is here already is not unpacked again.
 
         Raises BadRequestError, TooLargeError, QuotaExceededError; OSError where the disk is full.
         """
-        digest = "sha256:" + hashlib.sha256(archive).hexdigest()
-        if self.touch(digest):
-            return digest
-        with tempfile.TemporaryFile(dir=self.scratch()) as file:
-            file.write(archive)
-            file.seek(0)
-            self.keep(digest, file)
+        archive.seek(0)
+        hashed = hashlib.sha256()
+        for piece in iter(partial(archive.read, _PIECE), b""):
+            hashed.update(piece)
+        digest = "sha256:" + hashed.hexdigest()
+        if not self.touch(digest):
+            archive.seek(0)
+            self.keep(digest, archive)
         return digest
 
     def touch(self, digest: str) -> bool:
@@ -68,6 +71,10 @@ class BundleStore:
         """The folder for files on their way in."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         return self._folder
+
+    def scratch_file(self) -> BinaryIO:
+        """A file without a name, for what comes in."""
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=self.scratch()))
 
     def secret(self) -> bytes:
         """The key for names that nobody outside can work out, made on first use."""
@@ -115,29 +122,26 @@ def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> 
     """Unpack a tar archive into an empty folder. Raises BadRequestError, TooLargeError."""
     left, count = max_bytes, 0
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as archive:
-            for member in archive:
-                count += 1
-                if count > max_files:
-                    raise TooLargeError(f"the bundle has more than {max_files} files")
-                target = folder / _inside(member.name)
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True, mode=0o755)
-                    continue
-                if not member.isreg():
-                    raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
-                left -= member.size
-                if left < 0:
-                    raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-                content = archive.extractfile(member)
-                assert content is not None
-                mode = 0o755 if member.mode & 0o100 else 0o644
-                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-                with open(descriptor, "wb") as written:
-                    shutil.copyfileobj(content, written, _PIECE)
-                    os.fchmod(written.fileno(), mode)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        for member, content in read_tar(file):
+            count += 1
+            if count > max_files:
+                raise TooLargeError(f"the bundle has more than {max_files} files")
+            target = folder / _inside(member.name)
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True, mode=0o755)
+                continue
+            if content is None:
+                raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
+            left -= member.size
+            if left < 0:
+                raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            mode = 0o755 if member.mode & 0o100 else 0o644
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            with open(descriptor, "wb") as written:
+                shutil.copyfileobj(content, written, _PIECE)
+                os.fchmod(written.fileno(), mode)
+    except tarfile.TarError as error:
         raise BadRequestError(f"the bundle is no tar archive: {error}") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadRequestError("the bundle has two entries of one name") from error

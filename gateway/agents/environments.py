@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -108,7 +107,8 @@ class EnvironmentBuilder:
     ) -> None:
         self._bundles, self._lifecycle, self._caller = bundles, lifecycle, caller
         self._index, self._python = index, python
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._builds = _Locks()  # by digest: one that is being built is waited for
+        self._tenants = _Locks()  # one installs one list at a time, and cannot take all slots for ten minutes
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def build(self, text: str) -> Built:
@@ -123,16 +123,11 @@ class EnvironmentBuilder:
             raise BadRequestError("requirements: names no package")
         started = time.monotonic()
         digest = await asyncio.to_thread(self._digest, current().tenant, requirements)
-        lock = self._locks.setdefault(digest, asyncio.Lock())
-        try:
-            async with lock:
-                if await asyncio.to_thread(self._bundles.touch, digest):
-                    return Built(digest, True, time.monotonic() - started)
-                async with self._slots:
-                    await self._build(digest, requirements)
-        finally:
-            if not lock.locked():
-                self._locks.pop(digest, None)
+        async with self._builds.hold(digest):
+            if await asyncio.to_thread(self._bundles.touch, digest):
+                return Built(digest, True, time.monotonic() - started)
+            async with self._tenants.hold(current().tenant), self._slots:
+                await self._build(digest, requirements)
         return Built(digest, False, time.monotonic() - started)
 
     def _digest(self, tenant: str, requirements: Sequence[Requirement]) -> str:
@@ -172,7 +167,7 @@ class EnvironmentBuilder:
 
     async def _fetch(self, session_id: SessionId, digest: str) -> None:
         async with AsyncExitStack() as stack:
-            file = stack.enter_context(await asyncio.to_thread(_scratch_file, self._bundles.scratch()))
+            file = stack.enter_context(await asyncio.to_thread(self._bundles.scratch_file))
             opened = self._caller.stream(session_id, "GET", f"/api/files/{_ARCHIVE}")
             reply, chunks = await stack.enter_async_context(opened)
             if reply.status != 200:
@@ -182,8 +177,24 @@ class EnvironmentBuilder:
             await asyncio.to_thread(self._bundles.keep, digest, file, max_bytes=MAX_BYTES, max_files=MAX_FILES)
 
 
-def _scratch_file(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=folder)
+class _Locks:
+    """A lock for each key, for as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        """Wait for the lock of a key, and hold it."""
+        self._users[key] += 1
+        try:
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]
 
 
 async def _copy(chunks: AsyncIterator[bytes], file: IO[bytes]) -> None:

@@ -37,8 +37,8 @@ def test_files_are_kept_under_the_digest_of_what_was_sent(tmp_path: Path) -> Non
     """Once, however often they are sent."""
     store = BundleStore(tmp_path / "agents")
     sent = archive(("a.py", b"1"), ("pkg/b.py", b"2"))
-    digest = store.add(sent)
-    assert store.add(sent) == digest
+    digest = store.add(io.BytesIO(sent))
+    assert store.add(io.BytesIO(sent)) == digest
     assert store.has(digest)
     assert (store.path(digest) / "pkg" / "b.py").read_bytes() == b"2"
     assert [each.name for each in (tmp_path / "agents").iterdir()] == [digest.removeprefix("sha256:")]
@@ -64,7 +64,7 @@ def test_what_could_leave_its_folder_or_is_no_archive_is_refused(tmp_path: Path,
     """And nothing of it stays."""
     store = BundleStore(tmp_path / "agents")
     with pytest.raises(BadRequestError):
-        store.add(sent)
+        store.add(io.BytesIO(sent))
     assert list((tmp_path / "agents").iterdir()) == []
 
 
@@ -74,22 +74,22 @@ def test_a_small_archive_of_large_files_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(bundles, "MAX_BYTES", 1000)
     monkeypatch.setattr(bundles, "MAX_FILES", 3)
     with pytest.raises(TooLargeError):
-        store.add(archive(("a", bytes(1001))))
+        store.add(io.BytesIO(archive(("a", bytes(1001)))))
     with pytest.raises(TooLargeError):
-        store.add(archive(*((f"f{index}", b"") for index in range(4))))
+        store.add(io.BytesIO(archive(*((f"f{index}", b"") for index in range(4)))))
     assert list((tmp_path / "agents").iterdir()) == []
 
 
 def test_files_that_no_agent_needs_go_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in use stay whatever their age, and those that were sent again a moment ago."""
     store = BundleStore(tmp_path / "agents")
-    used, old, fresh = (store.add(archive((name, b"1"))) for name in "abc")
+    used, old, fresh = (store.add(io.BytesIO(archive((name, b"1")))) for name in "abc")
     for digest in (used, old, fresh):
         os.utime(store.path(digest), (1000, 1000))
-    store.add(archive(("c", b"1")))
+    store.add(io.BytesIO(archive(("c", b"1"))))
     assert store.sweep([used], 2000.0) == 1
     assert [store.has(digest) for digest in (used, old, fresh)] == [True, False, True]
     monkeypatch.setattr(bundles, "MAX_BUNDLES", 2)
     with pytest.raises(QuotaExceededError):
-        store.add(archive(("d", b"1")))
-    assert store.add(archive(("a", b"1"))) == used
+        store.add(io.BytesIO(archive(("d", b"1"))))
+    assert store.add(io.BytesIO(archive(("a", b"1")))) == used

@@ -18,6 +18,7 @@ import typer
 from gateway.cli.remote.connection import over_api
 from gateway.cli.remote.screen import note, plain
 from gateway.core.errors import SettingsError
+from gateway.core.tar import read_tar
 from wakegate_client import APIError, Client, UnreachableError
 from wakegate_client.calls import file_path, in_sandbox
 
@@ -158,32 +159,29 @@ def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:
 
     A sandbox writes its archive as it likes. So no link is made, and none that is made could lead out; names that do
     are refused; of the mode the owner's and readers' bits are kept. tarfile's own filters came with Python 3.11.4.
-    Raises APIError for a name that leads out.
+    Raises APIError for a name that leads out, tarfile.TarError for what is no archive.
     """
     left_out = 0
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
-        for member in tar:
-            parts = [part for part in member.name.split("/") if part not in ("", ".")]
-            if member.name.startswith("/") or ".." in parts:
-                raise APIError(0, "", f"the archive has a name that leads out of it: {member.name[:200]}")
-            place = folder.joinpath(*parts)
-            # A link to a folder that is here already would be another way out.
-            if any(each.is_symlink() for each in place.parents if each != folder and each.is_relative_to(folder)):
-                raise APIError(0, "", f"{member.name[:200]} would be written through a link of this machine")
-            if member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-            elif member.isreg():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                data = tar.extractfile(member)
-                assert data is not None
-                # A file that is there is replaced and not written through: it may be a link of this machine's.
-                place.unlink(missing_ok=True)
-                with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    shutil.copyfileobj(data, file, _CHUNK_BYTES)
-                place.chmod((member.mode & 0o755) | 0o600)
-            else:
-                left_out += 1
+    for member, data in read_tar(source):
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if member.name.startswith("/") or ".." in parts:
+            raise APIError(0, "", f"the archive has a name that leads out of it: {member.name[:200]}")
+        place = folder.joinpath(*parts)
+        # A link to a folder that is here already would be another way out.
+        if any(each.is_symlink() for each in place.parents if each != folder and each.is_relative_to(folder)):
+            raise APIError(0, "", f"{member.name[:200]} would be written through a link of this machine")
+        if member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+        elif data is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # A file that is there is replaced and not written through: it may be a link of this machine's.
+            place.unlink(missing_ok=True)
+            with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                shutil.copyfileobj(data, file, _CHUNK_BYTES)
+            place.chmod((member.mode & 0o755) | 0o600)
+        else:
+            left_out += 1
     return left_out
 
 
