@@ -17,6 +17,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from gateway.api.agent_sandbox.index import ClaimIndex
 from gateway.api.agent_sandbox.records import (
     CLAIM_GROUP,
     SANDBOX_GROUP,
@@ -33,10 +34,16 @@ from gateway.api.http import JSON, read_object
 from gateway.api.session_list import list_sessions
 from gateway.api.sessions import DELETED_BY_USER, create_session
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, SessionNotFoundError
+from gateway.core.errors import (
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    QuotaExceededError,
+    SessionNotFoundError,
+)
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
-from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionState
+from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 
@@ -48,6 +55,7 @@ _MAX_VALUE_CHARS = 4096
 _MAX_RECORD_BYTES = 16 << 10  # of all that a claim keeps: a record is read and written whole
 _MAX_LIST = 500
 _MAX_WATCH_S = 600.0
+_MAX_WATCHES = 500
 _LOOK_INTERVAL_S = 1.0  # of a watch, whose changes are seldom: a claim is ready as soon as it is made
 
 Documents = Callable[[Session, Claim], dict[str, Any]]
@@ -70,6 +78,8 @@ class ClaimsAPI:
         self._store = store
         self._catalog = catalog
         self._clock = clock
+        self._index = ClaimIndex(store, clock)
+        self._watches = 0
         self._making: set[tuple[str, str, str]] = set()  # tenant, namespace, name: of creates under way
 
     def handlers(self) -> dict[str, Handler]:
@@ -100,6 +110,7 @@ class ClaimsAPI:
             opened = await create_session(
                 request, self._lifecycle, runtime.key, ttl=ttl, metadata={"name": claim.name, **claim.stored()}
             )
+            self._index.add(opened.session)
         finally:
             self._making.discard(making)
         return JSON(claim_document(opened.session, claim), 201)
@@ -131,32 +142,55 @@ class ClaimsAPI:
         wanted = _read_field_selector(query.get("fieldSelector", ""))
         labels = _read_label_selector(query.get("labelSelector", ""))
 
-        async def look() -> list[dict[str, Any]]:
-            found = await self._claims(namespace, lambda claim: labels.items() <= claim.labels.items())
-            return [document(session, claim) for session, claim in found if wanted in (None, name_of(session, claim))]
+        def shown(session: Session) -> dict[str, Any] | None:
+            claim = claim_of(session)
+            if claim is None or claim.namespace != namespace or session.state is SessionState.TERMINATED:
+                return None
+            fits = labels.items() <= claim.labels.items() and wanted in (None, name_of(session, claim))
+            return document(session, claim) if fits and current().sees(session) else None
 
         if query.get("watch", "").lower() in ("true", "1"):
             lasts = _read_timeout(query.get("timeoutSeconds", ""))
-            return StreamingResponse(self._changes(look, lasts), media_type="application/json")
-        return JSON(list_document(kind, group, await look()))
+            if self._watches >= _MAX_WATCHES:
+                raise QuotaExceededError(
+                    f"watches: {self._watches} are open at this gateway, the most that may be",
+                    limit="watches", value=_MAX_WATCHES, used=self._watches,
+                )  # fmt: skip
+            changes = self._changes(namespace, wanted if kind == "SandboxClaim" else None, shown, lasts)
+            return StreamingResponse(changes, media_type="application/json")
+        found = await list_sessions(self._store, lambda each: shown(each) is not None, ended=False, limit=_MAX_LIST)
+        return JSON(list_document(kind, group, [each for session in found if (each := shown(session)) is not None]))
 
-    async def _changes(self, look: Callable[[], Any], lasts: float) -> AsyncGenerator[bytes, None]:
-        """Events for `lasts` seconds: what there is, then what becomes of it."""
+    async def _changes(
+        self, namespace: str, name: str | None, shown: Callable[[Session], dict[str, Any] | None], lasts: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Events for `lasts` seconds: what there is, then what becomes of it; of one claim where a name is given."""
         ends = self._clock.monotonic() + lasts
-        known: dict[str, dict[str, Any]] = {}
-        while True:
-            found = {each["metadata"]["uid"]: each for each in await look()}
-            for uid, each in found.items():
-                if uid not in known:
-                    yield _event("ADDED", each)
-                elif known[uid]["metadata"]["resourceVersion"] != each["metadata"]["resourceVersion"]:
-                    yield _event("MODIFIED", each)
-            for uid in known.keys() - found.keys():
-                yield _event("DELETED", known[uid])
-            known = found
-            if (left := ends - self._clock.monotonic()) <= 0:
-                return
-            await asyncio.sleep(min(_LOOK_INTERVAL_S, left))
+        versions: Mapping[SessionId, int] = {}
+        known: dict[SessionId, dict[str, Any]] = {}
+        self._watches += 1
+        try:
+            while True:
+                await self._index.refresh()
+                there = await self._store.versions(list(self._index.ids(namespace, name)))
+                for session_id, version in there.items():
+                    if versions.get(session_id) == version:
+                        continue
+                    session = await self._store.get(session_id)
+                    each = None if session is None else shown(session)
+                    if each is not None and len(known) < _MAX_LIST:
+                        yield _event("MODIFIED" if session_id in known else "ADDED", each)
+                        known[session_id] = each
+                    elif session_id in known:
+                        yield _event("DELETED", known.pop(session_id))
+                for session_id in known.keys() - there.keys():
+                    yield _event("DELETED", known.pop(session_id))
+                versions = there
+                if (left := ends - self._clock.monotonic()) <= 0:
+                    return
+                await asyncio.sleep(min(_LOOK_INTERVAL_S, left))
+        finally:
+            self._watches -= 1
 
     async def _get_claim(self, request: Request) -> Response:
         return JSON(claim_document(*await self._require_claim(request)))
@@ -175,6 +209,7 @@ class ClaimsAPI:
         if isinstance(conditions, dict) and conditions.get("uid") not in (None, session.id):
             raise ConflictError(f"preconditions.uid: the claim {claim.name} is another one by now")
         await self._lifecycle.terminate(session.id, DELETED_BY_USER)
+        self._index.discard(session.id)
         return JSON({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
             "details": {"name": claim.name, "group": CLAIM_GROUP, "kind": "sandboxclaims", "uid": session.id},
@@ -217,20 +252,9 @@ class ClaimsAPI:
         return found
 
     async def _find(self, namespace: str, name: str) -> tuple[Session, Claim] | None:
-        found = await self._claims(namespace, lambda claim: claim.name == name, limit=1)
-        return found[0] if found else None
-
-    async def _claims(
-        self, namespace: str, wanted: Callable[[Claim], bool], limit: int = _MAX_LIST
-    ) -> list[tuple[Session, Claim]]:
-        """The caller's claims in a namespace, newest first."""
-
-        def fits(session: Session) -> bool:
-            claim = claim_of(session)
-            return claim is not None and claim.namespace == namespace and wanted(claim)
-
-        found = await list_sessions(self._store, fits, ended=False, limit=limit)
-        return [(session, claim) for session in found if (claim := claim_of(session)) is not None]
+        session = await self._index.find(namespace, name)
+        claim = None if session is None else claim_of(session)
+        return None if session is None or claim is None else (session, claim)
 
 
 def read_claim(body: Mapping[str, Any], namespace: str) -> Claim:

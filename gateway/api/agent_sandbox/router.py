@@ -4,7 +4,7 @@
     POST /upload               a form; the filename of its part `file` is the path
     GET /download/{path}, /list/{path}, /exists/{path}    slashes in the path are percent-encoded
 
-A command is split as a shell would (shlex) and run without one, as their runtime does. Requests wake the sandbox.
+A command is split as a shell would and run without one, as their runtime does. Requests wake the sandbox.
 Source: the clients 1.0.8, and their router and python-runtime. X-Sandbox-Pod-IP is ignored: what a client names is not
 dialled.
 """
@@ -12,7 +12,6 @@ dialled.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -25,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.agent_sandbox.command_line import split_words
 from gateway.api.agent_sandbox.records import claim_of, session_of
 from gateway.api.errors import ErrorShape, answering_errors
 from gateway.api.http import JSON, chunks_of, read_chunks, read_object
@@ -39,7 +39,7 @@ from gateway.sessions.lifecycle import Lifecycle
 SANDBOX_HEADER, PORT_HEADER = b"x-sandbox-id", b"x-sandbox-port"
 RUNTIME_PORT = "8888"
 _MAX_ID_CHARS = 130
-_MAX_COMMAND_CHARS = 1 << 20
+_MAX_COMMAND_CHARS = 128 << 10  # as many as the kernel takes in one argument
 _MAX_TIMEOUT_S, _TIMEOUT_S, _GRACE_S = 24 * 3600.0, 3600.0, 30.0
 _MAX_UPLOAD_BYTES = 5 << 30
 _MAX_RUN_BYTES = 48 << 20  # 10 MB of each stream, as JSON
@@ -111,11 +111,11 @@ class AgentSandboxRouter:
         body = await read_object(request)
         command, timeout = body.get("command"), body.get("timeout_seconds", _TIMEOUT_S)
         if not isinstance(command, str) or len(command) > _MAX_COMMAND_CHARS or "\0" in command:
-            raise BadRequestError("command: expected text")
+            raise BadRequestError(f"command: expected text of at most {_MAX_COMMAND_CHARS} characters")
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= _MAX_TIMEOUT_S:
             raise BadRequestError(f"timeout_seconds: expected a number above 0, {_MAX_TIMEOUT_S:g} at most")
         try:
-            argv = shlex.split(command)
+            argv = split_words(command)
         except ValueError as error:
             raise BadRequestError(f"command: {error}") from None
         if not argv:
