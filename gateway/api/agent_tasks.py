@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,17 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_bytes
+from gateway.api.task_fields import (
+    MAX_ATTEMPTS,
+    MAX_TIMEOUT_S,
+    conversation_name,
+    digits_of,
+    identified,
+    kept_headers,
+    number_of,
+    seconds_of,
+    webhook_of,
+)
 from gateway.core.clock import Clock
 from gateway.core.errors import (
     BadRequestError,
@@ -30,7 +40,6 @@ from gateway.core.identity import Identity, Permission, current
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import DEFAULT_TENANT, Kind, Runtime, RuntimeKey, SessionId
 from gateway.core.tasks import Added, TaskStore
-from gateway.core.units import parse_lifetime
 from gateway.identity.scope import require_use
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.new_session import require_creation
@@ -39,9 +48,9 @@ from gateway.tasks.document import task_document
 from gateway.tasks.model import (
     State,
     Task,
-    Webhook,
     agent_key,
     caller_document,
+    conversation_key,
     from_queued,
     queue_of,
     session_key,
@@ -52,15 +61,10 @@ from gateway.tasks.runner import TaskRunner
 from gateway.tasks.webhooks import Webhooks
 
 _DATA_PLANE = "/v1/namespaces/"
-_KEPT_HEADERS = ("content-type", "accept", "accept-language", "traceparent", "tracestate", "x-request-id")
-_MAX_HEADER_BYTES = 1024  # of each
 _MAX_PATH_BYTES = 2048
-_MAX_ATTEMPTS = 20
-_MAX_TIMEOUT_S = 6 * 3600.0
 _MAX_WAIT_S = 60.0
 _WAIT_STEP_S = 0.25
 _INLINE_BYTES = 64 << 10  # of a result that is shown in the task
-_MAX_KEY = 256  # characters of an idempotency key
 _WRITE_ATTEMPTS = 5
 
 
@@ -119,13 +123,15 @@ class AgentTasksAPI:
         runtime, path = self._asked(request)
         require_use(current(), path.partition("?")[0].encode())
         body = await read_bytes(request, self._limits.max_body)
-        session = await self._session(request, runtime)
+        session, conversation = await self._session(request, runtime), ""
         if not session:
             require_creation(runtime.key.base)
-        task = self._task(request, runtime, path, session)
+            if runtime.invocations.session and (name := conversation_name(body, runtime.invocations.session)):
+                conversation = conversation_key(current(), runtime.key.base, name)
+        task = self._task(request, runtime, path, session, conversation)
         key = request.headers.get("idempotency-key", "")
         if key:
-            task = _identified(task, key, path, body)
+            task = identified(task, key, path, body)
         added = await self._store.add(
             to_queued(task), body, max_open=self._limits.max_open, max_bytes=self._limits.max_bytes
         )
@@ -166,25 +172,26 @@ class AgentTasksAPI:
                 raise NotFoundError(f'session "{named}" not found on {runtime.key.base}')
         return named
 
-    def _task(self, request: Request, runtime: Runtime, path: str, session: str) -> Task:
+    def _task(self, request: Request, runtime: Runtime, path: str, session: str, conversation: str) -> Task:
         now, headers, caller = self._clock.now(), request.headers, current()
         key, defaults = runtime.key.base, runtime.invocations
-        keys = (agent_key(key), session_key(session)) if session else (agent_key(key),)
+        counted_by = session_key(session) if session else conversation
         return Task(
             id=f"task_{uuid.uuid4().hex}",
             namespace=key.namespace,
             name=key.name,
             caller=caller_document(replace(caller, tenant=caller.tenant or DEFAULT_TENANT)),
             path=path,
-            headers=_headers(headers),
+            headers=kept_headers(headers),
             created_at=now,
             due_at=now,
             deadline=now + self._limits.lifetime,
-            timeout=_seconds(headers, "x-wakegate-task-timeout", defaults.timeout, _MAX_TIMEOUT_S),
-            max_attempts=_number(headers, "x-wakegate-task-attempts", defaults.attempts, _MAX_ATTEMPTS),
+            timeout=seconds_of(headers, "x-wakegate-task-timeout", defaults.timeout, MAX_TIMEOUT_S),
+            max_attempts=number_of(headers, "x-wakegate-task-attempts", defaults.attempts, MAX_ATTEMPTS),
             session=session,
-            keys=keys,
-            webhook=_webhook(headers, self._webhooks),
+            conversation=conversation,
+            keys=(agent_key(key), counted_by) if counted_by else (agent_key(key),),
+            webhook=webhook_of(headers, self._webhooks),
         )
 
     def _full(self, added: Added) -> Exception:
@@ -215,7 +222,7 @@ class AgentTasksAPI:
         state = query.get("state")
         if state is not None and state not in list(State):
             raise BadRequestError(f"state: expected one of {', '.join(State)}, got {state[:64]!r}")
-        limit = _digits(query.get("limit", "20"), "limit", 100)
+        limit = digits_of(query.get("limit", "20"), "limit", 100)
         queue = queue_of(_tenant(request), _key(request))
         found: list[Task] = []
         before = _position(query.get("before", ""))
@@ -240,7 +247,7 @@ class AgentTasksAPI:
 
     async def _get(self, request: Request) -> Response:
         task = await self._named(request)
-        wait = _seconds(request.query_params, "wait", 0.0, _MAX_WAIT_S)
+        wait = seconds_of(request.query_params, "wait", 0.0, _MAX_WAIT_S)
         until = self._clock.monotonic() + wait
         while not task.state.is_over and self._clock.monotonic() < until:
             await asyncio.sleep(_WAIT_STEP_S)
@@ -355,59 +362,6 @@ def _tenant(request: Request) -> str:
 def _key(request: Request) -> RuntimeKey:
     namespace = request.query_params.get("namespace") or current().tenant or DEFAULT_TENANT
     return RuntimeKey(namespace, request.path_params["name"], Kind.AGENT_RUNTIME)
-
-
-def _identified(task: Task, key: str, path: str, body: bytes) -> Task:
-    """The task under an id that the client's key decides, so that a request that is sent again makes no second one."""
-    if len(key) > _MAX_KEY:
-        raise BadRequestError(f"Idempotency-Key: expected at most {_MAX_KEY} characters")
-    caller = task.caller
-    name = "\0".join((task.tenant, str(caller["user"] or caller["subject"]), task.namespace, task.name, key))
-    digest = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
-    return replace(task, id=f"task_{hashlib.sha256(name.encode()).hexdigest()[:32]}", digest=digest)
-
-
-def _headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """What the agent gets of the client's fields. An allow-list: cookies, keys and proxies' fields end here."""
-    found = tuple((name, headers[name]) for name in _KEPT_HEADERS if name in headers)
-    for name, value in found:
-        if len(value) > _MAX_HEADER_BYTES:
-            raise BadRequestError(f"{name}: expected at most {_MAX_HEADER_BYTES} characters")
-    return found
-
-
-def _seconds(fields: Mapping[str, str], name: str, default: float, most: float) -> float:
-    text = fields.get(name)
-    if text is None:
-        return default
-    try:
-        seconds = parse_lifetime(text) if not text.replace(".", "", 1).isdecimal() else float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= most or (seconds == 0 and default):
-        raise BadRequestError(f"{name}: expected a duration of at most {most:g} s, such as 30 or 5m; got {text[:64]!r}")
-    return seconds
-
-
-def _webhook(headers: Mapping[str, str], webhooks: Webhooks) -> Webhook | None:
-    url = headers.get("x-wakegate-webhook")
-    if not url:
-        return None
-    try:
-        webhooks.check(url)
-    except ValueError as error:
-        raise BadRequestError(f"x-wakegate-webhook: {error}") from None
-    return Webhook(url)
-
-
-def _number(fields: Mapping[str, str], name: str, default: int, most: int) -> int:
-    return _digits(fields[name], name, most) if name in fields else default
-
-
-def _digits(text: str, name: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
-        raise BadRequestError(f"{name}: expected a whole number from 1 to {most}, got {text[:64]!r}")
-    return int(text)
 
 
 def _position(text: str) -> tuple[float, str] | None:

@@ -114,3 +114,7 @@ class TaskStore(Protocol):
         It is another one if one is there that has not ended and is not `instead_of`: whoever was first is right.
         """
         ...
+
+    async def bound(self, key: str, now: float) -> str:
+        """The value that a name stands for; empty if it stands for none."""
+        ...

@@ -17,6 +17,7 @@ from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, seve
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
 from gateway.runtimes.files import Files
+from gateway.runtimes.invocation import read_invocations
 from gateway.runtimes.mounts import read_mounts
 from gateway.runtimes.schema import API_VERSION
 from gateway.runtimes.secrets import read_secrets
@@ -110,6 +111,8 @@ def parse_runtime(
         runtime = replace(runtime, auth=False, hibernation=HibernationMode.OFF, code_context="off")
     else:
         runtime = _local_agent(runtime, spec, files, reader)
+    if kind is Kind.AGENT_RUNTIME:
+        runtime = replace(runtime, invocations=read_invocations(spec.get("wakegate", {}), reader))
     return replace(runtime, manifest=dict(document)) if len(problems) == before else None
 
 

@@ -119,11 +119,29 @@ def _agent_runtime() -> Schema:
                 {
                     **_wakegate(),
                     "source": text("The agent's files, seen read-only at /app; the local engine only."),
+                    "invocation": _invocation(),
                 },
                 description="Wakegate's own fields; all are optional.",
             ),
         },
         required=["targetPort", "podTemplate", "sessionTimeout", "maxSessionDuration"],
+    )
+
+
+def _invocation() -> Schema:
+    """How an agent is invoked, which invocation.py reads."""
+    return object_of(
+        {
+            "session": text(
+                "Where in a JSON body the name of the conversation is, such as session_id or metadata.conversation:"
+                " requests with the same name go to the same session."
+            ),
+            "concurrency": {**whole_number(1, 1000), "description": "Tasks that run at a time.", "default": 20},
+            "perSession": {**whole_number(1, 100), "description": "Those of one session.", "default": 1},
+            "attempts": {**whole_number(1, 20), "description": "How often a task is tried.", "default": 3},
+            "timeout": duration("How long one try of a task may take, at most 6h.", default="15m"),
+        },
+        description="How the agent is invoked.",
     )
 
 

@@ -126,3 +126,9 @@ class MemoryTasks:
             return found[0]
         self._names[key] = (value, until)
         return value
+
+    async def bound(self, key: str, now: float) -> str:
+        """The value that a name stands for."""
+        await self._turn()
+        value, until = self._names.get(key, ("", 0.0))
+        return value if until > now else ""

@@ -207,6 +207,11 @@ class RedisTasks:
         found = await self._run(_BIND, [f"{self._root}task-name:{key}"], [value, left, instead_of])
         return str(found.decode())
 
+    async def bound(self, key: str, now: float) -> str:
+        """The value that a name stands for. Redis forgets one that has ended, by its own clock."""
+        found = await self._call(lambda redis: redis.get(f"{self._root}task-name:{key}"))
+        return "" if found is None else str(found.decode())
+
     async def _page(
         self, key: str, low: str, high: str, seen: tuple[float, str] | None, limit: int, *, newest_first: bool
     ) -> list[QueuedTask]:

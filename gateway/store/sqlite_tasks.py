@@ -172,6 +172,12 @@ class SqliteTasks:
 
         return await self._thread.write(bind)
 
+    async def bound(self, key: str, now: float) -> str:
+        """The value that a name stands for."""
+        statement = "SELECT value FROM task_names WHERE name = ? AND until > ?"
+        row = await self._thread.read(lambda db: db.execute(statement, (key, now)).fetchone())
+        return "" if row is None else str(row[0])
+
     async def _rows(self, where: str, arguments: Sequence[Any]) -> list[QueuedTask]:
         statement = f"SELECT {_COLUMNS} FROM tasks {where}"  # noqa: S608 — fixed words
         return [_task(row) for row in await self._thread.read(lambda db: db.execute(statement, arguments).fetchall())]

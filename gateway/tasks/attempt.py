@@ -22,7 +22,7 @@ from gateway.core.errors import (
 )
 from gateway.core.errors import LimitError as TenantLimitError
 from gateway.core.interfaces import SandboxCaller
-from gateway.core.model import SessionId
+from gateway.core.model import SessionId, SessionState
 from gateway.observability.counters import Counters
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.tasks.decisions import Failure, Then
@@ -64,6 +64,14 @@ class Attempts:
         """Make the session of a task that names none, with a sandbox. Raises WakegateError."""
         opened = await self._lifecycle.create(task.key, metadata={"task": task.id})
         return opened.session.id
+
+    async def is_there(self, task: Task) -> bool:
+        """Whether the task's session can still be used."""
+        try:
+            session = await self._lifecycle.get(SessionId(task.session))
+        except SessionNotFoundError:
+            return False
+        return session.runtime.base == task.key and session.state is not SessionState.TERMINATED
 
     async def discard(self, session_id: SessionId) -> None:
         """End a session that no task knows."""

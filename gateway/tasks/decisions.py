@@ -19,6 +19,7 @@ WEBHOOK_ATTEMPTS = 8  # 5 s, doubled up to 10 minutes: some 20 minutes in all
 WEBHOOK_FIRST_S = 5.0
 WEBHOOK_LONGEST_S = 600.0
 DEAD_RETENTION_S = 7 * 86400.0  # at least: somebody has to look at dead letters
+CONVERSATION_S = 7 * 86400.0  # after the last task: as long as a hibernated session is kept by default
 MAX_ERROR = 500  # characters
 
 # 408, 425, 429: the agent says "later". Other 4xx say that the request is wrong, and it would be wrong again.
@@ -78,10 +79,11 @@ def renewed(task: Task, progress: Progress, now: float, lease: float) -> Task:
 
 
 def in_session(task: Task, session_id: str) -> Task:
-    """A session was made for it, which it occupies as one that it named would be."""
+    """A session was made for it, or its conversation has one, which it occupies as one that it named would be."""
     # Of a session of an earlier try, which is lost, it holds nothing by now.
     keys = (*(key for key in task.keys if not is_session_key(key)), session_key(session_id))
-    return replace(task, session=session_id, made_session=True, keys=keys)
+    # That of a conversation is left to its idle timeout: the next request may come in a moment.
+    return replace(task, session=session_id, made_session=not task.conversation, keys=keys)
 
 
 def answered(task: Task, answer: Answer, now: float, retention: float, jitter: float) -> Task:
@@ -100,8 +102,8 @@ def failed(task: Task, failure: Failure, now: float, retention: float, jitter: f
     """A try brought no answer, or one that is no success."""
     task = replace(task, error=failure.text[:MAX_ERROR], holder="")
     patient = failure.then is Then.LATER and task.held_back < 2  # its gateway may be started again in a moment
-    if failure.lost_session and task.made_session and not patient:
-        task = replace(task, session="", made_session=False)
+    if failure.lost_session and (task.made_session or task.conversation) and not patient:
+        task = replace(task, session="", made_session=False, lost_session=task.session)
     if task.cancel:
         return over(task, State.CANCELLED, now, retention)
     if failure.then is Then.NEVER:
@@ -202,7 +204,7 @@ def undelivered(task: Task, why: str, now: float, jitter: float, *, final: bool)
 
 def limits_of(task: Task, agent: str, per_agent: int, per_session: int) -> dict[str, int]:
     """How many tasks may hold each of its keys at a time."""
-    limits = {agent: per_agent}
-    if task.session and (key := session_key(task.session)) in task.keys:
-        limits[key] = per_session
+    limits = {agent: per_agent, task.conversation: per_session}
+    if task.session:
+        limits[session_key(task.session)] = per_session
     return {key: limit for key, limit in limits.items() if key in task.keys}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from gateway.core.identity import Identity, Role, SessionScope
-from gateway.core.model import Kind, RuntimeKey, SessionId
+from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey, SessionId
 from gateway.core.tasks import NEVER, QueuedTask
 
 
@@ -60,7 +61,8 @@ class Webhook:
 class Task:
     """One task.
 
-    `session`: the session it is for; empty: one is made when it first runs, and `made_session` says so. `deadline`:
+    `session`: the session it is for; empty: one is made when it first runs, and `made_session` says so.
+    `conversation`: the name in the store that stands for the session, where the request names one. `deadline`:
     when it is given up, if it has not been run by then. `timeout`: seconds that one try may take. `held_back`: how
     often in a row it could not be tried. `holder`: the gateway that runs it. `cancel`: somebody wants it stopped.
     """
@@ -77,6 +79,8 @@ class Task:
     max_attempts: int
     session: str = ""
     made_session: bool = False
+    conversation: str = ""
+    lost_session: str = ""  # one that an earlier try had, and for which the conversation stands no more
     schedule: str = ""
     digest: str = ""  # of the request, where a key of the client's makes it one that is run once
     state: State = State.QUEUED
@@ -111,7 +115,7 @@ class Task:
         return identity_of(self.caller)
 
 
-_SESSION = "session "
+_SESSION, _CONVERSATION = "session ", "conversation "
 # What is in columns of the store, and not repeated in the document.
 _COLUMNS = ("id", "created_at", "due_at", "expires_at", "keys", "version")
 
@@ -129,6 +133,16 @@ def agent_key(key: RuntimeKey) -> str:
 def session_key(session_id: str) -> str:
     """What the tasks of a session that run are counted by."""
     return f"{_SESSION}{session_id}"
+
+
+def conversation_key(identity: Identity, key: RuntimeKey, name: str) -> str:
+    """What stands for the session of a conversation, and what its tasks that run are counted by.
+
+    A name is that of an agent's, a tenant's, and where credentials are of users a user's, as sessions are.
+    """
+    parts = (identity.tenant or DEFAULT_TENANT, identity.user, key.namespace, key.name, name)
+    # A digest, as what a stranger sends may be long, and hold what a key of Redis should not.
+    return f"{_CONVERSATION}{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"
 
 
 def is_session_key(key: str) -> bool:

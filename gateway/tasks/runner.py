@@ -7,7 +7,7 @@ import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gateway.core.background import Tasks
@@ -19,10 +19,12 @@ from gateway.core.model import Invocations, SessionId
 from gateway.core.tasks import QueuedTask, TaskStore
 from gateway.sessions.hibernation import Hibernator
 from gateway.tasks import decisions
-from gateway.tasks.attempt import Attempts, Try, failure_of
+from gateway.tasks.attempt import Attempts, Try
 from gateway.tasks.counts import TaskCounts
 from gateway.tasks.decisions import Failure, Look, Then
+from gateway.tasks.held import HeldTask
 from gateway.tasks.model import Answer, Task, agent_key, from_queued, to_queued, with_version
+from gateway.tasks.task_sessions import TaskSessions
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ TICK_S = 0.5
 PRUNE_TICKS = 60
 _PAGE = 50
 _MAX_LOOKED_AT = 1000  # tasks of one queue in a tick: those whose sessions are busy are passed over
-_WRITE_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,6 @@ class RunnerSettings:
     lease: float = 20.0
     retention: float = 86400.0
     at_once: int = 100
-
-
-@dataclass(slots=True)
-class _Held:
-    """A task that this gateway runs, as last written."""
-
-    task: Task
-    seen: Try = field(default_factory=Try)
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    is_lost: bool = False  # another gateway has it, or it was deleted
 
 
 class TaskRunner:
@@ -83,8 +74,9 @@ class TaskRunner:
         self._chance = chance
         # Not the gateway's name: one that is started again with the same pid is another holder.
         self._me = uuid.uuid4().hex
+        self._sessions = TaskSessions(store, attempts, clock)
         self._running = Tasks()
-        self._held: dict[str, tuple[_Held, asyncio.Task[None]]] = {}
+        self._held: dict[str, tuple[HeldTask, asyncio.Task[None]]] = {}
         self._delivering = 0  # webhooks
         self._wake = asyncio.Event()
         self._closing = False
@@ -177,6 +169,7 @@ class TaskRunner:
     async def _begin(self, task: Task, now: float) -> set[str]:
         runtime = self._catalog.get(task.key)
         invocations = Invocations() if runtime is None else runtime.invocations
+        task = await self._sessions.known(task)
         limits = decisions.limits_of(task, agent_key(task.key), invocations.concurrency, invocations.per_session)
         begun = decisions.begun(task, self._me, now, self._settings.lease)
         try:
@@ -187,11 +180,11 @@ class TaskRunner:
             agent = agent_key(task.key)
             is_agent = await self._store.held(agent, now) >= invocations.concurrency
             return {agent} if is_agent else limits.keys() - {agent}
-        held = _Held(with_version(begun, written))
+        held = HeldTask(with_version(begun, written), self._store, self._clock)
         self._held[task.id] = (held, self._running.spawn(self._carry(held), name=f"task {task.id}"))
         return set()
 
-    async def _carry(self, held: _Held) -> None:
+    async def _carry(self, held: HeldTask) -> None:
         """Run a task that this gateway holds, and write its end."""
         renewal = asyncio.create_task(self._renew(held), name=f"lease of task {held.task.id}")
         try:
@@ -213,24 +206,18 @@ class TaskRunner:
             self._held.pop(held.task.id, None)
         await asyncio.shield(self._finish(held, outcome))
 
-    async def _try(self, held: _Held) -> Answer | Failure:
-        if not held.task.session:
-            try:
-                session_id = await self._attempts.session(held.task)
-            except WakegateError as error:
-                return failure_of(error)
-            if not await self._change(held, lambda task: decisions.in_session(task, session_id)):
-                await self._attempts.discard(session_id)
-                return Failure("it was taken by another gateway", Then.RETRY)
+    async def _try(self, held: HeldTask) -> Answer | Failure:
+        if (failure := await self._sessions.enter(held)) is not None:
+            return failure
         body = await self._store.body(held.task.id)
         return await self._attempts.run(held.task, body, held.seen)
 
-    async def _renew(self, held: _Held) -> None:
+    async def _renew(self, held: HeldTask) -> None:
         """Keep the lease while it runs, and find out that somebody cancelled it."""
         while True:
             await asyncio.sleep(self._settings.lease / 3)
             try:
-                kept = await self._change(held, partial(self._renewed, seen=held.seen))
+                kept = await held.change(partial(self._renewed, seen=held.seen))
             except StoreUnavailableError as error:
                 logger.warning("the lease of task %s cannot be renewed: %s", held.task.id, error)
                 continue  # if it stays away, the end of the task finds out who has it
@@ -243,33 +230,7 @@ class TaskRunner:
     def _renewed(self, task: Task, *, seen: Try) -> Task:
         return decisions.renewed(task, seen.progress, self._clock.now(), self._settings.lease)
 
-    async def _change(self, held: _Held, decide: Callable[[Task], Task], answer: bytes | None = None) -> bool:
-        """Write what `decide` makes of a task that this gateway holds. False: it holds it no more."""
-        async with held.writing:
-            for _ in range(_WRITE_ATTEMPTS):
-                if held.is_lost:
-                    return False
-                changed = decide(held.task)
-                try:
-                    written = await self._store.write(to_queued(changed), self._clock.now(), answer=answer)
-                except StaleWriteError:
-                    await self._read_again(held)
-                    continue
-                assert written is not None  # no limits were given
-                held.task = with_version(changed, written)
-                return True
-        return False
-
-    async def _read_again(self, held: _Held) -> None:
-        entry = await self._store.get(held.task.id)
-        found = None if entry is None else from_queued(entry)
-        if found is None or found.holder != self._me or found.attempts != held.task.attempts:
-            held.is_lost = True
-            logger.warning("task %s: its lease has ended, and another gateway runs it", held.task.id)
-        else:
-            held.task = found
-
-    async def _finish(self, held: _Held, outcome: Answer | Failure) -> None:
+    async def _finish(self, held: HeldTask, outcome: Answer | Failure) -> None:
         now, retention, jitter = self._clock.now(), self._settings.retention, self._chance()
 
         def decide(task: Task) -> Task:
@@ -284,7 +245,7 @@ class TaskRunner:
         pause = 0.2
         while True:
             try:
-                if await self._change(held, decide, answer):
+                if await held.change(decide, answer):
                     self._counts.ended(held.task)
                 break
             except StoreUnavailableError as error:
@@ -304,9 +265,9 @@ class TaskRunner:
         except WakegateError as error:
             logger.debug("session %s stays awake until it is idle: %s", session_id, error)
 
-    async def _release(self, held: _Held) -> None:
+    async def _release(self, held: HeldTask) -> None:
         try:
-            await self._change(held, lambda task: decisions.released(task, self._clock.now()))
+            await held.change(lambda task: decisions.released(task, self._clock.now()))
         except StoreUnavailableError as error:
             logger.warning("task %s is begun again when its lease ends: %s", held.task.id, error)
 

@@ -199,9 +199,15 @@ async def test_what_has_expired_is_deleted(tasks: TaskStore) -> None:
 
 async def test_a_name_stands_for_what_was_first(tasks: TaskStore) -> None:
     """Until it ends, or somebody says what it no longer stands for."""
+    assert await tasks.bound("name", T0) == ""
     results = await asyncio.gather(*(tasks.bind("name", f"s{n}", T0 + 600, T0) for n in range(5)))
     assert len(set(results)) == 1
     first = results[0]
     assert await tasks.bind("name", "other", T0 + 600, T0) == first
     assert await tasks.bind("name", "other", T0 + 600, T0, instead_of="another") == first
     assert await tasks.bind("name", "other", T0 + 600, T0, instead_of=first) == "other"
+    assert await tasks.bound("name", T0) == "other"
+    await tasks.bind("short", "s", T0 + 0.01, T0)
+    async with asyncio.timeout(30):
+        while await tasks.bound("short", T0 + 1):  # Redis forgets it by its own clock
+            await asyncio.sleep(0.01)

@@ -107,7 +107,7 @@ def shown(server: Server, place: str) -> dict[str, Any]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One gateway with the agent, for the tests that do not kill it."""
     with serve(tmp_path_factory.mktemp("tasks") / "state", *LEASE) as one:
-        create(one)
+        create(one, invocation={"session": "meta.chat"})
         yield one
 
 
@@ -169,6 +169,26 @@ def test_tasks_of_one_session_run_one_after_the_other(server: Server) -> None:
     assert sorted(ended(server, each)["result"]["body"]["tries"] for each in places) == [2, 3, 4, 5, 6]
     assert invoke(server, "/run", x_session_id="unknown").status_code == 404
     assert server.client.post(INVOCATIONS + "/run", json={}, headers={"prefer": "wait=5"}).status_code == 200
+
+
+def test_a_conversation_that_the_body_names_has_one_session(server: Server) -> None:
+    """Its requests run in it one after the other, also those that come before it is made; another one replaces it."""
+    first, second = ({"name": "shared", "meta": {"chat": chat}} for chat in ("ada", 7))
+    places = [made(server, "/run", body) for body in (first, first, second, first)]
+    tasks = [ended(server, place) for place in places]
+    ada, seven = tasks[0]["session"], tasks[2]["session"]
+    assert [task["session"] for task in tasks] == [ada, ada, seven, ada]
+    assert ada != seven
+    assert sorted(tasks[n]["result"]["body"]["tries"] for n in (0, 1, 3)) == [1, 2, 3]
+    assert server.client.delete(f"/v1/sessions/{ada}").status_code < 300
+    after = ended(server, made(server, "/run", first))
+    assert (after["attempts"], after["result"]["body"]["tries"]) == (1, 1)
+    assert ended(server, made(server, "/run", first))["session"] == after["session"] != ada
+    unnamed = [ended(server, made(server, "/run", body))["session"] for body in ({}, {"meta": 1})]
+    assert len({*unnamed, ada, seven, after["session"]}) == 5
+    for wrong in (True, [1], {"a": 1}, "x" * 257):
+        refused = invoke(server, "/run", {"meta": {"chat": wrong}})
+        assert (refused.status_code, "meta.chat" in refused.text) == (400, True), refused.text
 
 
 def test_a_request_that_is_sent_again_makes_one_task(server: Server) -> None:

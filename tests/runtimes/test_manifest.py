@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
+from gateway.core.model import Agent, Invocations, Kind, Limits, PoolMode, Probe, RuntimeKey
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.runtimes.crd import crd
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
@@ -358,6 +358,31 @@ def test_agent_of_one_machine_is_its_containers_command(tmp_path: Path) -> None:
     )
     [in_cluster] = load_runtimes([tmp_path], engine="kubernetes")
     assert (in_cluster.agent, in_cluster.auth, runtime.auth) == (None, False, True)
+
+
+@pytest.mark.parametrize("engine", ["local", "kubernetes"])
+def test_how_an_agent_is_invoked_is_read(tmp_path: Path, engine: str) -> None:
+    """On both engines, with the defaults of a manifest that says nothing; `$.` before a path says the same."""
+    write(tmp_path, AGENT)
+    [runtime] = load_runtimes([tmp_path], engine=engine)
+    assert runtime.invocations == Invocations()
+    own = "invocation: {session: $.meta.chat, concurrency: 2, perSession: 3, attempts: 4, timeout: 5m}"
+    write(tmp_path, AGENT.replace("{source: .}", "{" + own + "}"))
+    [runtime] = load_runtimes([tmp_path], engine=engine)
+    assert runtime.invocations == Invocations(("meta", "chat"), 2, 3, 4, 300.0)
+
+
+def test_every_mistake_about_invocations_is_named(tmp_path: Path) -> None:
+    """By its field, with what would be right."""
+    own = "session: 'a..b', concurrency: 0, perSession: 101, attempts: 21, timeout: 7h, retries: 1"
+    found = problems(write(tmp_path, AGENT.replace("{source: .}", "{invocation: {" + own + "}}")))
+    fields = ("session", "concurrency", "perSession", "attempts", "timeout", "retries")
+    for field in fields:
+        assert any(f"spec.wakegate.invocation.{field}: " in each for each in found), (field, found)
+    assert len(found) == len(fields)
+    for path in ("a[0]", "$", "a b", "a" * 65, ".".join("a" * 9)):
+        text = AGENT.replace("{source: .}", "{invocation: {session: '" + path + "'}}")
+        assert len(problems(write(tmp_path, text))) == 1, path
 
 
 @pytest.mark.parametrize(

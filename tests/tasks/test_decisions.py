@@ -112,6 +112,17 @@ def test_a_session_that_was_made_for_a_task_is_occupied_by_it() -> None:
     assert decisions.limits_of(made, "agent", 20, 1) == {"agent": 20, "session s": 1}
 
 
+def test_the_tasks_of_a_conversation_wait_for_each_other_and_for_those_of_its_session() -> None:
+    """Counted by its name when it has no session yet; a session that is lost is replaced."""
+    one = run(task(conversation="conversation c", keys=("agent", "conversation c")), T0)
+    assert decisions.limits_of(one, "agent", 20, 1) == {"agent": 20, "conversation c": 1}
+    inside = decisions.in_session(one, "s")
+    assert decisions.limits_of(inside, "agent", 20, 2) == {"agent": 20, "conversation c": 2, "session s": 2}
+    assert not inside.made_session, "it is not put to sleep after each task"
+    gone = decisions.failed(inside, Failure("gone", Then.RETRY, lost_session=True), T0, DAY_S, 1.0)
+    assert (gone.session, gone.lost_session, gone.conversation) == ("", "s", "conversation c")
+
+
 def test_a_webhook_is_sent_again_until_it_is_taken_or_given_up() -> None:
     """Eight times with growing pauses; a refusal of the address at once."""
     one = ended(run(task(webhook=Webhook("https://example.com")), T0), 200, T0)
