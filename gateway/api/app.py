@@ -94,6 +94,7 @@ class SurfaceParts:
     tenants: TenantDirectory
     explain_pools: Callable[[], dict[str, Any]]
     what_if: Callable[[RuntimeKey], dict[str, Any]]
+    outcomes: Callable[[RuntimeKey], dict[str, Any]]
     is_leaving: Callable[[], bool]
     render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
     peers: PeerSigner
@@ -156,7 +157,7 @@ class Surfaces:
             catalog.all,
         )
         native = NativeAPI(
-            lifecycle, parts.hibernator, store, parts.provider, catalog, parts.explain_pools, parts.what_if
+            lifecycle, parts.hibernator, store, parts.provider, catalog, parts.explain_pools, parts.what_if, parts.outcomes
         )
         health = HealthAPI(
             store,

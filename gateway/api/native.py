@@ -37,7 +37,7 @@ _METADATA = "metadata."  # ?metadata.KEY=VALUE
 
 class NativeAPI:
     """Handlers for sessions and runtimes. `explain_pools` returns the autoscaler's explanation of each pool, `what_if`
-    what else one might have cost."""
+    what else one might have cost, `outcomes` what was forecast of it and what came."""
 
     def __init__(
         self,
@@ -48,9 +48,11 @@ class NativeAPI:
         catalog: RuntimeCatalog,
         explain_pools: Callable[[], dict[str, Any]],
         what_if: Callable[[RuntimeKey], dict[str, Any]],
+        outcomes: Callable[[RuntimeKey], dict[str, Any]],
     ) -> None:
         self._explain_pools = explain_pools
         self._what_if = what_if
+        self._outcomes = outcomes
         self._lifecycle = lifecycle
         self._hibernator = hibernator
         self._store = store
@@ -70,6 +72,7 @@ class NativeAPI:
             "list_runtimes": self._runtimes,
             "explain_autoscaler": self._autoscaler,
             "autoscaler_what_if": self._what_if_pool,
+            "autoscaler_forecasts": self._forecasts,
             "export_claim_history": self._history,
         }
 
@@ -198,13 +201,19 @@ class NativeAPI:
         return JSON(self._explain_pools())
 
     async def _what_if_pool(self, request: Request) -> Response:
+        return JSON(self._what_if(self._pool_of(request)))
+
+    async def _forecasts(self, request: Request) -> Response:
+        return JSON(self._outcomes(self._pool_of(request)))
+
+    def _pool_of(self, request: Request) -> RuntimeKey:
+        """The runtime that a path names, with its namespace and kind in the query. Raises BadRequestError."""
         query = request.query_params
         unknown = sorted(query.keys() - {"namespace", "kind"})
         if unknown:
             raise BadRequestError(f"{unknown[0]}: unknown parameter; expected namespace or kind")
         fields = {"name": request.path_params["runtime"], "namespace": query.get("namespace", "default")}
-        key = read_runtime({**fields, "kind": query["kind"]} if "kind" in query else fields)
-        return JSON(self._what_if(key))
+        return read_runtime({**fields, "kind": query["kind"]} if "kind" in query else fields)
 
     async def _history(self, request: Request) -> Response:
         """Export recorded claims in the format of `wakegate replay`: a line of JSON per runtime."""

@@ -42,6 +42,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "list_runtimes": Permission.READ_RUNTIMES,
     "explain_autoscaler": Permission.READ_POOLS,
     "autoscaler_what_if": Permission.READ_POOLS,
+    "autoscaler_forecasts": Permission.READ_POOLS,
     "export_claim_history": Permission.READ_POOLS,
     "list_agents": Permission.READ_RUNTIMES,
     "get_agent": Permission.READ_RUNTIMES,

@@ -265,6 +265,7 @@ class Gateway:
             prices=self.prices,
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             what_if=self.autoscaler.what_if,
+            outcomes=self.autoscaler.outcomes,
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
             peers=self.peers,

@@ -198,12 +198,16 @@ class Demand:
         level = follower.level
         return level, follower.alert(self.mixture.first_values) if self.recent.total > level else level
 
+    def probabilities(self, forecast: Forecast) -> Floats:
+        """P(0, 1, 2, ... claims within the horizon of the latest forecast), as the experts that made it still say."""
+        return self.mixture.probabilities(forecast.made_at, forecast.horizon, self._size)
+
     def explained(self) -> Forecast | None:
         """The latest forecast with the figures that only readers need, not the loop: mean, weights, expected misses."""
         if self._last is None:
             return None
         last = self._last
-        p = self.mixture.probabilities(last.made_at, self.horizon, self._size)
+        p = self.probabilities(last)
         mean = float(p @ np.arange(len(p)))
         saved = float(self._values[: last.level].sum())
         return Forecast(

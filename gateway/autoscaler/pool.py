@@ -12,6 +12,7 @@ from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective, RuleCost
 from gateway.autoscaler.forecast import Floats, Forecast
 from gateway.autoscaler.money import Money
+from gateway.autoscaler.outcomes import Outcomes
 from gateway.autoscaler.rates import prior_from
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
@@ -70,6 +71,7 @@ class Pool:
     cut: str = ""  # what the budget over all runtimes took from it, a sentence
     looked_at: float = -1e18
     money: Money | None = None  # prices of this runtime, where there are any
+    outcomes: Outcomes = field(default_factory=Outcomes)
     steady_at: float | None = None  # the steady clock at the last observation
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -114,6 +116,7 @@ class Pool:
         came, by the first clock, where that is known.
         """
         self.misses.add(now, misses)
+        self.outcomes.count(now, claims, misses, times, self.target, self.ready)
         due = self.demand.due(now, claims)
         # The breaker's cooldown, and the time for which a lower level must stand, run out without any claim: then
         # decide() is asked at each tick.
@@ -126,7 +129,8 @@ class Pool:
             elapsed = None if steady is None or self.steady_at is None else steady - self.steady_at
             self.steady_at = steady
             self.demand.observe(now, claims, elapsed, times)
-            self.forecast = self.demand.forecast(now)
+            self.forecast = made = self.demand.forecast(now)
+            self.outcomes.forecast(made, lambda: self.demand.probabilities(made))
         self.decision = decide(self.spec, self._observed(now), self.forecast if self.restored else None, now)
         return self.decision
 

@@ -323,9 +323,16 @@ class Autoscaler:
         """The document of GET /v1/autoscaler/{runtime}/what-if. Raises RuntimeNotFoundError, and where another gateway
         sizes the pools NotFoundError.
         """
+        return what_if(self._pool(key))
+
+    def outcomes(self, key: RuntimeKey) -> dict[str, Any]:
+        """The document of GET /v1/autoscaler/{runtime}/forecasts. Raises as `what_if` does."""
+        return {"runtime": str(key), **self._pool(key).outcomes.document()}
+
+    def _pool(self, key: RuntimeKey) -> Pool:
         pool = self.pools.get(key)
         if pool is None:
             if self._catalog.get(key) is None:
                 raise RuntimeNotFoundError(f"there is no runtime {key}")
             raise NotFoundError(f"this gateway does not size the pool of {key}: it does not lead, or has just started")
-        return what_if(pool)
+        return pool

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.browser import axe, chromium, find_browser
 from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "gateway" / "console" / "static"
@@ -113,10 +114,14 @@ def test_person_makes_uses_puts_to_sleep_and_wakes_a_session(server: Server, tmp
 
 
 def test_operator_sees_pools_with_forecast_and_reason(server: Server) -> None:
-    """A chart, a sentence; in the light as well, and accessible."""
+    """What was forecast beside what came, drawn from the gateway's record; a sentence; in the light, and accessible."""
+    server.client.post("/v1/sessions", json={}).raise_for_status()
+    path = "/v1/autoscaler/my-interpreter/forecasts"
+    wait_until(lambda: server.client.get(path).json().get("points"), "a forecast is over")
     with page_of(server.url + "/#/pools", color_scheme="light") as page:
         page.wait_for_selector(".chart canvas")
         page.wait_for_selector("td:has-text('The pool')")
+        page.wait_for_selector("#forecast-said:has-text('came true within their band')")
         check_accessible(page, "pools")
         page.goto(server.url + "/#/sessions")
         page.wait_for_selector("#create")
@@ -170,18 +175,31 @@ def test_person_reads_runtimes_usage_tenants_and_runs_an_example(server: Server)
 
 
 def test_person_follows_a_background_process(server: Server) -> None:
-    """Started, listed, its output read, ended."""
+    """Started, listed, its output followed to the end and saved, however much it is; ended."""
     session = server.client.post("/v1/sessions", json={}).json()["id"]
+    server.run(session, "mkfifo fifo")
     with page_of(f"{server.url}/#/session/{session}") as page:
         page.wait_for_selector("#terminal-state:has-text('connected')")
         page.click("#tab-processes")
-        page.fill("#command", "echo said-$((6*7)); sleep 1000")
+        page.fill("#command", "echo said-$((6*7)); read line < fifo; echo later-$line; exit 3")
         page.click("button:has-text('Start')")
         page.wait_for_selector("td:has-text('running')")
         check_accessible(page, "processes")
         page.click("button:has-text('Output')")
         page.wait_for_selector("pre:has-text('said-42')")
-        page.click("td >> button:has-text('End')")
+        assert page.inner_text("#output-state") == "following…"
+        server.run(session, "echo word > fifo")
+        page.wait_for_selector("pre:has-text('later-word')")
+        page.wait_for_selector("#output-state:has-text('Ended with exit code 3.')")
+        with page.expect_download() as download:
+            page.click("button:has-text('Save')")
+        assert Path(download.value.path()).read_text() == "said-42\nlater-word\n"
+        page.fill("#command", "yes | head -c 3000000; echo last; sleep 1000")
+        page.click("button:has-text('Start')")
+        page.click("tr:has-text('running') >> button:has-text('Output')")
+        page.wait_for_selector("pre:has-text('last')")
+        assert page.evaluate("document.getElementById('output').textContent.length") <= 256 << 10
+        page.click("tr:has-text('running') >> button:has-text('End')")
         page.wait_for_selector("td:has-text('running')", state="detached")
 
 

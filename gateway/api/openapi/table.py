@@ -71,6 +71,13 @@ NATIVE: Mapping[str, Operation] = {
         Parameter("namespace", "Of the runtime; `default` if absent."),
         Parameter("kind", "Of the runtime.", {"enum": [kind.value for kind in Kind]}),
     ), sandbox=False),
+    "autoscaler_forecasts":
+        Operation("GET", "/v1/autoscaler/{runtime}/forecasts", "runtimes",
+                  "What was forecast of a warm pool, with a band, and what came: the last 240 points.",
+              {200: Answer("Claims within `horizon` seconds of `at`; at most a point each 15 s.", {"type": "object"})}, (
+        Parameter("namespace", "Of the runtime; `default` if absent."),
+        Parameter("kind", "Of the runtime.", {"enum": [kind.value for kind in Kind]}),
+    ), sandbox=False),
     "export_claim_history":
         Operation("GET", "/v1/autoscaler/history", "runtimes", "Export recorded claims, a line of JSON per runtime.",
               {200: Answer("`{runtime, bucket, counts: [[second, claims], ...]}`, oldest first.", _TEXT,

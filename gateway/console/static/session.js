@@ -64,11 +64,15 @@ export async function session(place, frame) {
   select(first[0], first[2]);
 }
 
-async function history(place, { id, signal }) {
-  const found = await get(path`/v1/sessions/${id}/logs`, { signal });
-  const rows = found.events.reverse().map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.event),
-    h("td", { class: "wrap" }, Object.entries(each.details).map(([key, value]) => `${key}: ${value}`).join(", "))));
-  replace(place, rows.length ? table(["When", "What", "Details"], rows, "History") : h("p", {}, "Nothing since this gateway's start."));
+async function history(place, { id, signal, onEvent }) {
+  async function look() {
+    const found = await get(path`/v1/sessions/${id}/logs`, { signal });
+    const rows = found.events.reverse().map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.event),
+      h("td", { class: "wrap" }, Object.entries(each.details).map(([key, value]) => `${key}: ${value}`).join(", "))));
+    replace(place, rows.length ? table(["When", "What", "Details"], rows, "History") : h("p", {}, "Nothing since this gateway's start."));
+  }
+  signal.addEventListener("abort", onEvent((event) => { if (event.data?.session === id) look().catch(() => {}); }));
+  await look();
 }
 
 async function egress(place, { id, signal }) {
