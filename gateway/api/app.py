@@ -157,7 +157,14 @@ class Surfaces:
             catalog.all,
         )
         native = NativeAPI(
-            lifecycle, parts.hibernator, store, parts.provider, catalog, parts.explain_pools, parts.what_if, parts.outcomes
+            lifecycle,
+            parts.hibernator,
+            store,
+            parts.provider,
+            catalog,
+            parts.explain_pools,
+            parts.what_if,
+            parts.outcomes,
         )
         health = HealthAPI(
             store,

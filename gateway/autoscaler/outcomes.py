@@ -1,4 +1,4 @@
-"""What was forecast of one pool, and what came: an hour and more of both, for the people who look at a chart. No I/O."""
+"""What was forecast of one pool, and what came: an hour and more of both, for those who look at a chart. No I/O."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Outcomes:
         within = sum(point.low <= point.came <= point.high for point in points)
         return {
             "band": list(BAND),
-            # Counts are whole, so the share is above nine tenths where few claims come: 0 of them may be 97 % by itself.
+            # Counts are whole: where few claims come the share is above nine tenths, as 0 may be 97 % by itself.
             "withinBand": round(within / len(points), 4) if points else None,
             "points": [{**point._asdict(), "expected": round(point.expected, 4)} for point in points],
         }

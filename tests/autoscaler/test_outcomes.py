@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import httpx
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_nine_of_ten_outcomes_lie_within_the_band_of_steady_claims() -> None:
     points = pool.outcomes.points()
     document = pool.outcomes.document()
     assert len(points) == 240, "no more are kept"
-    assert all(after.at - before.at >= 15.0 for before, after in zip(points, points[1:], strict=False))
+    assert all(after.at - before.at >= 15.0 for before, after in pairwise(points))
     assert {point.horizon for point in points} == {10.5}
     assert np.mean([point.came for point in points]) == pytest.approx(2.1, rel=0.15)
     assert np.mean([point.expected for point in points]) == pytest.approx(2.1, rel=0.15)

@@ -74,7 +74,8 @@ NATIVE: Mapping[str, Operation] = {
     "autoscaler_forecasts":
         Operation("GET", "/v1/autoscaler/{runtime}/forecasts", "runtimes",
                   "What was forecast of a warm pool, with a band, and what came: the last 240 points.",
-              {200: Answer("Claims within `horizon` seconds of `at`; at most a point each 15 s.", {"type": "object"})}, (
+              {200: Answer("Claims within `horizon` seconds of `at`; at most a point each 15 s.",
+                           {"type": "object"})}, (
         Parameter("namespace", "Of the runtime; `default` if absent."),
         Parameter("kind", "Of the runtime.", {"enum": [kind.value for kind in Kind]}),
     ), sandbox=False),
