@@ -51,12 +51,13 @@ class Call(Generic[T]):
     json: Any = None
     params: Mapping[str, Any] = field(default_factory=dict)
     session: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     content: Any = None
     slow: bool = False  # may take as long as what it runs
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of httpx' `request`."""
-        headers = {"x-session-id": self.session} if self.session else {}
+        headers = {**self.headers, **({"x-session-id": self.session} if self.session else {})}
         body: dict[str, Any] = {"json": self.json} if self.json is not None else {"content": self.content}
         params = {name: str(value) for name, value in self.params.items() if value not in (None, "")}
         return {"headers": headers, "params": params, **body}
@@ -244,3 +245,50 @@ def put_tenant(name: str, limits: Mapping[str, Any]) -> Call[Tenant]:
 def delete_tenant(name: str, sessions: str) -> Call[None]:
     """DELETE /v1/tenants/{name}; `sessions`: keep or end."""
     return Call("DELETE", f"/v1/tenants/{quote(name, safe='')}", _nothing, params={"sessions": sessions})
+
+
+def of_agent(name: str, tail: str = "") -> str:
+    """The path of an agent of the API."""
+    return f"/v1/agents/{quote(name, safe='')}{tail}"
+
+
+def get_agent(name: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """GET /v1/agents/{name}; its `path` is where it is invoked. `namespace`: the caller's own if empty."""
+    return Call("GET", of_agent(name), _of(dict[str, Any]), params={"namespace": namespace})
+
+
+def invoke_async(path: str, content: Any, headers: Mapping[str, str], session: str = "") -> Call[dict[str, Any]]:
+    """POST on an agent's path with `Prefer: respond-async`: answers a task. `headers` as docs/agents.md has them."""
+    fields = {**headers, "prefer": "respond-async"}
+    return Call("POST", path, _of(dict[str, Any]), content=content, headers=fields, session=session)
+
+
+def list_tasks(agent: str, params: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """GET /v1/agents/{name}/tasks: a page, the newest first."""
+    return Call("GET", of_agent(agent, "/tasks"), _of(dict[str, Any]), params=params)
+
+
+def _task(method: str, agent: str, task: str, namespace: str, tail: str = "", **params: Any) -> Call[dict[str, Any]]:
+    path = of_agent(agent, f"/tasks/{quote(task, safe='')}{tail}")
+    return Call(method, path, _of(dict[str, Any]), params={"namespace": namespace, **params}, slow=True)
+
+
+def get_task(agent: str, task: str, namespace: str = "", wait: str = "") -> Call[dict[str, Any]]:
+    """GET /v1/agents/{name}/tasks/{task}; `wait`: for its end, at most so long, such as 30s."""
+    return _task("GET", agent, task, namespace, wait=wait)
+
+
+def task_result(agent: str, task: str, namespace: str = "") -> Call[bytes]:
+    """GET /v1/agents/{name}/tasks/{task}/result: what the agent answered."""
+    path = of_agent(agent, f"/tasks/{quote(task, safe='')}/result")
+    return Call("GET", path, lambda response: response.content, params={"namespace": namespace}, slow=True)
+
+
+def cancel_task(agent: str, task: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """POST /v1/agents/{name}/tasks/{task}/cancel."""
+    return _task("POST", agent, task, namespace, "/cancel")
+
+
+def retry_task(agent: str, task: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """POST /v1/agents/{name}/tasks/{task}/retry."""
+    return _task("POST", agent, task, namespace, "/retry")

@@ -36,8 +36,15 @@ CALLS: dict[str, Call[Any]] = {
     "get_tenant": calls.get_tenant("x"),
     "put_tenant": calls.put_tenant("x", {"sessions": 1}),
     "delete_tenant": calls.delete_tenant("x", "end"),
+    "get_agent": calls.get_agent("x", "y"),
+    "invoke_async": calls.invoke_async("/v1/namespaces/x/agent-runtimes/y/invocations/z", b"", {}, "s"),
+    "list_tasks": calls.list_tasks("x", {"namespace": "y", "state": "dead", "before": "1", "limit": 3}),
+    "get_task": calls.get_task("x", "t", "y", "5s"),
+    "task_result": calls.task_result("x", "t", "y"),
+    "cancel_task": calls.cancel_task("x", "t", "y"),
+    "retry_task": calls.retry_task("x", "t", "y"),
 }
-NO_OPERATIONS = {"check", "read_json", "of_session", "file_path", "in_sandbox"}
+NO_OPERATIONS = {"check", "read_json", "of_session", "of_agent", "file_path", "in_sandbox"}
 
 
 def operation_of(call: Call[Any]) -> dict[str, Any]:

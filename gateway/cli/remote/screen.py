@@ -8,9 +8,10 @@ person asked to run (run, exec, shell) prints raw.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -141,6 +142,18 @@ def span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
+
+
+def write_answer(chunks: Iterable[bytes]) -> None:
+    """Print what an agent answers: byte for byte into a pipe or a file, on a terminal as text that it does not obey."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for chunk in chunks:
+        if sys.stdout.isatty():
+            sys.stdout.write(plain_lines(decoder.decode(chunk)))
+            sys.stdout.flush()
+        else:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
 
 
 def note(text: str) -> None:

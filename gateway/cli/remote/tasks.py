@@ -1,0 +1,108 @@
+"""tasks: what became of an agent's background invocations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.remote.agent_names import AgentName, split_name
+from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, write_answer
+from wakegate_client import Client
+from wakegate_client.calls import cancel_task, get_task, list_tasks, retry_task, task_result
+
+app = typer.Typer(no_args_is_help=True)
+TaskId = Annotated[str, typer.Argument(metavar="TASK", show_default=False)]
+_WAIT = "30s"  # of one request; the gateway allows a minute, and proxies on the way often less
+_FAILED = 1
+_COLUMNS = {
+    "ID": lambda each: each["id"],
+    "STATE": lambda each: each["state"],
+    "AGE": lambda each: age(datetime.fromtimestamp(each["createdAt"], UTC).isoformat()),
+    "TRIES": lambda each: f"{each['attempts']}/{each['maxAttempts']}",
+    "SESSION": lambda each: each["session"] or "-",
+    "ERROR": lambda each: each["error"] or "",
+}
+
+
+@app.command("list")
+@over_api
+def list_(
+    gateway: Client,
+    agent: AgentName,
+    state: Annotated[str, typer.Option(help="queued, running, succeeded, failed, dead or cancelled.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """List an agent's tasks, the newest first."""
+    name, namespace = split_name(agent)
+    page = gateway.send(list_tasks(name, {"namespace": namespace, "state": state, "limit": limit}))
+    show(page["tasks"], _COLUMNS, output)
+    if page["next"]:
+        note(f"there are more than {limit}; --limit shows up to 100, --state only some")
+
+
+@app.command("show")
+@over_api
+def show_(gateway: Client, agent: AgentName, task: TaskId, output: Output = Format.YAML) -> None:
+    """Show a task: its state, its tries, how far it is, and a result of up to 64 KiB."""
+    name, namespace = split_name(agent)
+    document = gateway.send(get_task(name, task, namespace))
+    print_document(document, Format.JSON if output is Format.JSON else Format.YAML)
+
+
+@app.command("result")
+@over_api
+def result(
+    gateway: Client,
+    agent: AgentName,
+    task: TaskId,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
+) -> None:
+    """Print what the agent answered, byte for byte. The exit status is 1 for a task that has not succeeded."""
+    name, namespace = split_name(agent)
+    if wait:
+        finish(gateway, name, task, namespace)
+        return
+    write_answer([gateway.send(task_result(name, task, namespace))])
+    _check(gateway.send(get_task(name, task, namespace)))
+
+
+@app.command("cancel")
+@over_api
+def cancel(gateway: Client, agent: AgentName, task: TaskId) -> None:
+    """Stop a task."""
+    name, namespace = split_name(agent)
+    _say(gateway.send(cancel_task(name, task, namespace)))
+
+
+@app.command("retry")
+@over_api
+def retry(gateway: Client, agent: AgentName, task: TaskId) -> None:
+    """Try a task that is over again, such as a dead letter."""
+    name, namespace = split_name(agent)
+    _say(gateway.send(retry_task(name, task, namespace)))
+
+
+def finish(gateway: Client, name: str, task: str, namespace: str) -> None:
+    """Wait for a task's end, and print its result. Raises typer.Exit for one that has not succeeded."""
+    while True:
+        document = gateway.send(get_task(name, task, namespace, _WAIT))
+        if document["state"] not in ("queued", "running"):
+            break
+    if document["result"] is not None:
+        write_answer([gateway.send(task_result(name, task, namespace))])
+    _check(document)
+
+
+def _check(document: dict[str, Any]) -> None:
+    if document["state"] != "succeeded":
+        note(f"task {document['id']} {document['state']}: {document['error'] or 'without a result'}")
+        raise typer.Exit(_FAILED)
+
+
+def _say(document: dict[str, Any]) -> None:
+    asked = ", and is stopped" if document["state"] == "running" and document["cancelRequested"] else ""
+    print(f"{plain(document['id'])} {plain(document['state'])}{asked}")
