@@ -25,6 +25,7 @@ from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.agentscope.manager import ManagerAPI
+from gateway.api.agentscope.proxy import WorkspaceProxy
 from gateway.api.audited import audited
 from gateway.api.console import ConsoleAPI
 from gateway.api.control_app import ControlApp
@@ -217,6 +218,7 @@ class Surfaces:
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
             **DifyAPI(self._runs, catalog).handlers(),
             **ManagerAPI(lifecycle, parts.hibernator, store, catalog, parts.caller).handlers(),
+            **WorkspaceProxy(lifecycle, parts.caller).handlers(),
             **sandboxes.handlers(),
         }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -24,6 +24,7 @@ RUNTIME_HEADER = "x-wakegate-runtime"
 DEFAULT_NAME = "my-interpreter"
 DELETED_BY_USER = "deleted by its user"  # `reason` of a session that a client ended
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_T = TypeVar("_T")
 
 
 def named_session(request: Request, in_body: str | None = None) -> SessionId | None:
@@ -69,7 +70,7 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
 
 
 class ClientLeftError(WakegateError):
-    """The client disconnected before its session was created. 499 as in nginx: only logs and metrics see it."""
+    """The client disconnected before its answer. 499 as in nginx: only logs and metrics see it."""
 
     status = 499
     code = "CLIENT_GONE"
@@ -105,7 +106,7 @@ async def create_session(
     )
     # ASGI tells of a disconnect only to who waits for the next message. Without this, a client that gives up during a
     # cold start of 30 s leaves a session behind that nobody knows.
-    leaving = asyncio.create_task(until_left(request), name="watch for a client that leaves")
+    leaving = asyncio.create_task(_until_left(request), name="watch for a client that leaves")
     try:
         await asyncio.wait((creating, leaving), return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
@@ -124,7 +125,26 @@ async def create_session(
         await asyncio.gather(creating, leaving, return_exceptions=True)
 
 
-async def until_left(request: Request) -> None:
+async def while_connected(request: Request, work: Coroutine[Any, Any, _T], what: str) -> _T:
+    """Do the work for the client of this request, whose body has been read, and cancel it when the client leaves.
+
+    `what` it is, for logs. Cancelled, a call to a sandbox closes its connection, upon which picod ends what it runs.
+    Raises ClientLeftError, and what the work raises.
+    """
+    running = asyncio.create_task(work, name=what)
+    leaving = asyncio.create_task(_until_left(request), name="watch for a client that leaves")
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientLeftError(f"the client left before {what} was over")
+        return running.result()
+    finally:
+        for task in (running, leaving):
+            task.cancel()
+        await asyncio.gather(running, leaving, return_exceptions=True)
+
+
+async def _until_left(request: Request) -> None:
     """Return once the client has disconnected; the request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -48,7 +48,7 @@ MAKES = {
     "/sandboxes",
     "/v2/sandboxes",
 }
-PUBLIC = {"/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json"}
+PUBLIC = {"/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json", "/agentscope/health"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "run_python", "arguments": '{"code": "1"}'}}
 BODIES: dict[str, Any] = {
     "/v1/tool_calls": {"tool_calls": [CALL]},

@@ -11,16 +11,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway import __version__
+from gateway.api.agentscope.named import find_sandbox
 from gateway.api.agentscope.records import SandboxRecord, info_document, record_of
 from gateway.api.agentscope.tools import TOOLS, call_tool
 from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_object, session_headers
 from gateway.api.session_list import list_sessions
-from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
-from gateway.api.tools.sandbox import ToolSandbox
+from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session, while_connected
 from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SessionStore
-from gateway.core.model import Session, SessionId, SessionState
+from gateway.core.model import Session, SessionState
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 
@@ -49,6 +50,7 @@ class ManagerAPI:
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
         return {
+            "agentscope_server_health": self._server_health,
             "agentscope_create": self._create,
             "agentscope_create_from_pool": self._create,
             "agentscope_get_session_mapping": self._mapping,
@@ -63,6 +65,10 @@ class ManagerAPI:
             "agentscope_release": self._release,
             "agentscope_cleanup": self._cleanup,
         }
+
+    async def _server_health(self, _: Request) -> Response:
+        """Whether there is a server: their clients' deployments ask it, without a token."""
+        return JSON({"status": "healthy", "version": __version__})
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
@@ -99,17 +105,19 @@ class ManagerAPI:
 
     async def _list_tools(self, request: Request) -> Response:
         body = await read_object(request)
-        await self._named(request, body)
+        _, record = await self._named(request, body)
         wanted = body.get("tool_type")
-        return _data({name: tools for name, tools in TOOLS.items() if wanted in (None, "", name)})
+        return _data({name: tools for name, tools in TOOLS[record.type].items() if wanted in (None, "", name)})
 
     async def _call_tool(self, request: Request) -> Response:
         body = await read_object(request)
-        session, _ = await self._named(request, body)
+        session, record = await self._named(request, body)
         arguments = body.get("arguments") or {}
         if not isinstance(arguments, dict):
             raise ParamError("arguments", "expected an object")
-        return _data(await call_tool(ToolSandbox(self._caller, session.id), _text(body, "tool_name"), arguments))
+        call = call_tool(self._caller, session.id, record.type, _text(body, "tool_name"), arguments)
+        # Their clients wait for 60 s and then leave; without this the tool would run on for ten minutes, unread.
+        return _data(await while_connected(request, call, "a tool call"))
 
     async def _start(self, request: Request) -> Response:
         session, _ = await self._require(request)
@@ -153,16 +161,7 @@ class ManagerAPI:
 
     async def _named(self, request: Request, body: Mapping[str, Any]) -> tuple[Session, SandboxRecord]:
         """The sandbox of a body. Raises SessionNotFoundError in AgentScope's words, ParamError."""
-        name = _text(body, "identity")
-        request.state.session_id = SessionId(name)
-        try:
-            session = await self._lifecycle.get(SessionId(name))
-        except SessionNotFoundError:
-            raise _unknown(name) from None
-        record = record_of(session)
-        if record is None or session.state is SessionState.TERMINATED:
-            raise _unknown(name)
-        return session, record
+        return await find_sandbox(self._lifecycle, request, _text(body, "identity"))
 
 
 def _read_type(value: Any) -> str:
@@ -170,13 +169,10 @@ def _read_type(value: Any) -> str:
     name = value if value is not None else _TYPE
     if not isinstance(name, str):
         raise ParamError("sandbox_type", "expected text")
-    if name.removesuffix("_async") != _TYPE:
-        raise ParamError("sandbox_type", f"{name[:64]!r} is not offered here; there is {_TYPE}")
-    return _TYPE
-
-
-def _unknown(name: str) -> SessionNotFoundError:
-    return SessionNotFoundError(f"No container found with id: {name}.")
+    kind = name.removesuffix("_async")
+    if kind not in TOOLS:
+        raise ParamError("sandbox_type", f"{name[:64]!r} is not offered here; there are {', '.join(TOOLS)}")
+    return kind
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

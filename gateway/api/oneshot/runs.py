@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, parse_object, text_of
-from gateway.api.sessions import ClientLeftError, until_left
+from gateway.api.sessions import while_connected
 from gateway.api.tools.sandbox import ToolSandbox
 from gateway.core.background import Tasks
 from gateway.core.errors import BadRequestError
@@ -74,7 +74,7 @@ class OneShotRuns:
         def created(session: Any) -> None:
             request.state.created = session
 
-        outcome = await _while_connected(request, self._run(runtime, program, created))
+        outcome = await while_connected(request, self._run(runtime, program, created), "a run")
         request.state.quota_fields = await self._lifecycle.quota_fields()
         return outcome
 
@@ -131,21 +131,6 @@ async def _require(reply: SandboxReply) -> None:
     except BadAnswerError:
         text = ""
     raise RunRefusedError(text[:500] or f"the sandbox answered {reply.status}")
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Outcome]) -> Outcome:
-    """Do the work, and cancel it when the client leaves. Raises ClientLeftError."""
-    running = asyncio.create_task(work, name="one-shot run")
-    leaving = asyncio.create_task(until_left(request), name="watch for a client that leaves")
-    try:
-        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise ClientLeftError("the client left before its run was over")
-        return running.result()
-    finally:
-        for task in (running, leaving):
-            task.cancel()
-        await asyncio.gather(running, leaving, return_exceptions=True)
 
 
 def command_program(command: Sequence[str], timeout: float, **more: Any) -> Program:

@@ -15,11 +15,12 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.errors import Handler, ParamError
+from gateway.api.downloads import Download
+from gateway.api.errors import ErrorShape, Handler, ParamError
 from gateway.api.file_links import file_id, path_of
 from gateway.api.http import JSON, chunks_of
 from gateway.api.openai.containers import page_of, read_page, require_container
-from gateway.api.openai.transfers import Download, read_upload
+from gateway.api.openai.transfers import read_upload
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, parse_object, text_of
 from gateway.core.errors import BadRequestError, NotFoundError, WakegateError
 from gateway.core.interfaces import SandboxCaller
@@ -122,7 +123,7 @@ class ContainerFilesAPI:
     async def _content(self, request: Request) -> Response:
         session_id, path = await self._named(request)
         asked = {name: request.headers[name] for name in ("range", "if-none-match") if name in request.headers}
-        return Download(self._caller, session_id, path, asked, _no_file(request))
+        return Download(self._caller, session_id, path, asked, _no_file(request), shape=ErrorShape.OPENAI)
 
     async def _delete(self, request: Request) -> Response:
         session_id, path = await self._named(request)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from gateway.api.openapi.common import LIMIT, PAGE, RUNTIME, ok
 from gateway.api.openapi.document import Answer, Operation, Parameter
-from gateway.api.openapi.schemas import RUNTIME_NAME, ref
+from gateway.api.openapi.schemas import RUNTIME_NAME, TEXT, Schema, ref
 from gateway.core.model import Kind
 
 
@@ -199,13 +199,53 @@ _AGENTSCOPE = {
     "release": "End a sandbox and its session.",
     "cleanup": "End all of the caller's sandboxes.",
 }
+_FILES = "/agentscope/proxy/{session_id}/workspace/"
+_ENTRY = {"type": "object", "properties": {"path": TEXT, "name": TEXT, "type": TEXT}}
+_PATH_ASKED = Parameter("path", "Below /workspace, or relative to it.", required=True)
+
+
+def _agentscope_file(
+    method: str, verb: str, summary: str, answers: Mapping[int, Answer], *more: Parameter, body: Schema | None = None
+) -> Operation:
+    return Operation(method, _FILES + verb, "agentscope", summary, answers, more, body=body, error="AgentScopeError")
+
+
+_AGENTSCOPE_FILES: Mapping[str, Operation] = {
+    "agentscope_server_health":
+        Operation("GET", "/agentscope/health", "agentscope", "That the server is there.",
+                  {200: Answer("It is.", {"type": "object"})}, sandbox=False),
+    "agentscope_read_file":
+        _agentscope_file("GET", "file", "A file's content.", {200: Answer("It.", {}, "application/octet-stream")},
+                         _PATH_ASKED, Parameter("format", "The content type.", {"enum": ["text", "bytes"]})),
+    "agentscope_write_file":
+        _agentscope_file("PUT", "file", "Write a file: the body.", {200: Answer("Written.", _ENTRY)}, _PATH_ASKED),
+    "agentscope_write_files":
+        _agentscope_file("POST", "files:batch", "Write the `files` of a form to its `paths`.",
+                         {200: Answer("Written.", {"type": "array", "items": _ENTRY})}),
+    "agentscope_list_directory":
+        _agentscope_file("GET", "list", "What is below a folder.",
+                         {200: Answer("All of it.", {"type": "array", "items": _ENTRY})}, _PATH_ASKED,
+                         Parameter("depth", "1 if absent.", {"type": "integer", "minimum": 1})),
+    "agentscope_file_exists":
+        _agentscope_file("GET", "exists", "Whether there is a file.", {200: Answer("`exists`.", {"type": "object"})},
+                         _PATH_ASKED),
+    "agentscope_delete_entry":
+        _agentscope_file("DELETE", "entry", "Delete a file or a folder.", _ENDED, _PATH_ASKED),
+    "agentscope_move_entry":
+        _agentscope_file("POST", "move", "Move `source` to `destination`.", {200: Answer("Moved.", _ENTRY)},
+                         body=ref("AgentScopeArguments")),
+    "agentscope_make_directory":
+        _agentscope_file("POST", "mkdir", "Make the folder `path`.", {200: Answer("`created`.", {"type": "object"})},
+                         body=ref("AgentScopeArguments")),
+}  # fmt: skip
 AGENTSCOPE: Mapping[str, Operation] = {
-    f"agentscope_{method}": Operation(
+    **_AGENTSCOPE_FILES,
+    **{f"agentscope_{method}": Operation(
         "POST", f"/agentscope/{method}", "agentscope", summary, ok("AgentScopeAnswer"),
         (_RUNTIME_ASKED,) if method.startswith("create") else (), body=ref("AgentScopeArguments"),
         error="AgentScopeError",
     )
-    for method, summary in _AGENTSCOPE.items()
+    for method, summary in _AGENTSCOPE.items()},
 }  # fmt: skip
 
 _DIFY_DEPENDENCIES = "/v1/sandbox/dependencies"
