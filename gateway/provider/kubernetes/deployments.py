@@ -28,24 +28,22 @@ class Deployments:
 
     async def serve(self, runtime: Runtime, pool: Pool) -> None:
         """Create or update what the runtime needs; a refusal as invalid is kept in `pool.refused`. Raises KubeError."""
-        try:
-            async with pool.changing:
-                await self._reconcile(runtime, pool)
-            pool.refused = ""
-        except KubeError as error:
-            # The server's judgement of the object itself: the same again cannot succeed until the runtime is changed.
-            # All else, such as 403 and 5xx, is raised, and engine.py tries again.
-            if error.http_status not in (400, 422):
-                raise
-            pool.refused = f"Invalid: {error}"
-            logger.warning("%s: %s", runtime.key, error)
+        async with pool.changing:
+            await self._serve(runtime, pool)
 
     async def restore(self, key: RuntimeKey, pool: Pool) -> None:
         """Recreate a Deployment that was deleted from outside. Raises KubeError."""
-        if pool.runtime is not None and pool.deployment is None and not pool.refused:
-            # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
-            logger.warning("%s: its Deployment was deleted; making it again", key)
-            await self.serve(pool.runtime, pool)
+        # While the pool is being changed, a Deployment that is missing is perhaps just being made: ten thousand pods
+        # keep a starting gateway busy for longer than the housekeeping waits. The next look tells.
+        if pool.deployment is not None or pool.changing.locked():
+            return
+        async with pool.changing:
+            # Looked at in here only: one who waited before us may have dropped the runtime, which would come back, or
+            # changed it, which would be undone.
+            if pool.runtime is not None and pool.deployment is None and not pool.refused:
+                # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
+                logger.warning("%s: its Deployment is missing; making it again", key)
+                await self._serve(pool.runtime, pool)
 
     async def drop(self, key: RuntimeKey, pool: Pool) -> None:
         """Delete the runtime's Deployment and NetworkPolicy. Raises KubeError."""
@@ -73,6 +71,18 @@ class Deployments:
                 version, replicas = scale["metadata"]["resourceVersion"], int(scale["spec"].get("replicas") or 0)
                 known = replace(pool.deployment, version=version, replicas=replicas)
                 self._cache.deployments[key.namespace].put(known)
+
+    async def _serve(self, runtime: Runtime, pool: Pool) -> None:
+        try:
+            await self._reconcile(runtime, pool)
+            pool.refused = ""
+        except KubeError as error:
+            # The server's judgement of the object itself: the same again cannot succeed until the runtime is changed.
+            # All else, such as 403 and 5xx, is raised, and engine.py tries again.
+            if error.http_status not in (400, 422):
+                raise
+            pool.refused = f"Invalid: {error}"
+            logger.warning("%s: %s", runtime.key, error)
 
     async def _reconcile(self, runtime: Runtime, pool: Pool) -> None:
         earlier, pool.runtime = pool.runtime, runtime

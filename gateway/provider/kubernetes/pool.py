@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,7 @@ class Pool:
         self._taken: set[str] = set()  # being claimed by us at this moment
         self._born: dict[str, float] = {}  # when a pod was first seen, while it is not ready
         self._lead_times: deque[float] = deque(maxlen=_LEAD_TIMES)
+        self._versions: Counter[str] = Counter()  # warm pods by the digest of their template
 
     @property
     def target(self) -> int:
@@ -100,10 +101,16 @@ class Pool:
     def note(self, old: Pod | None, new: Pod | None, now: float, *, live: bool) -> None:
         """A pod changed. `live`: reported by the watch, so that times between two changes mean something."""
         uid = (new or old).uid  # type: ignore[union-attr]  # one of them is there
-        self.warm.pop(uid, None)
+        if (before := self.warm.pop(uid, None)) is not None:
+            self._versions[before.template] -= 1
+            if not self._versions[before.template]:
+                del self._versions[before.template]
         self.claimed.pop(uid, None)
-        if new is not None:
-            (self.claimed if new.claimed else self.warm)[uid] = new
+        if new is not None and new.claimed:
+            self.claimed[uid] = new
+        elif new is not None:
+            self.warm[uid] = new
+            self._versions[new.template] += 1
         if old is None and new is not None and not new.ready and live:
             self._born[uid] = now
         elif (born := self._born.get(uid)) is not None and (new is None or new.ready or new.deleting):
@@ -119,7 +126,8 @@ class Pool:
         choice is random, so that gateways which claim at the same time rarely collide.
         """
         ready = [pod for pod in self.ready if refused.get(pod.uid) != pod.version]
-        chosen = [pod for pod in ready if not self._is_present(pod)] or ready
+        chosen = [pod for pod in ready if not self._is_present(pod)] if self._rolls else []
+        chosen = chosen or ready
         if not chosen:
             return None
         pod = random.choice(chosen)  # noqa: S311 - no secret
@@ -142,6 +150,10 @@ class Pool:
     def outdated(self) -> list[Pod]:
         """Warm pods of another version than the Deployment's, to be marked now: one for each of the present version
         that is ready, as the roll will soon remove so many. The others can be claimed until then."""
+        # Asked at each event of a pod: going through the pool each time would make filling it cost the square of its
+        # size.
+        if not self._rolls:
+            return []
         alive = [pod for pod in self.warm.values() if not pod.deleting and not pod.ended]
         old = [pod for pod in alive if not self._is_present(pod)]
         fresh = sum(pod.claimable for pod in alive if self._is_present(pod))
@@ -149,6 +161,11 @@ class Pool:
         return [
             pod for pod in ranked[: max(0, len(ranked) - max(0, self.target - fresh))] if pod.uid not in self._taken
         ]
+
+    @property
+    def _rolls(self) -> bool:
+        """Whether a warm pod is of another version than the Deployment's."""
+        return self.deployment is not None and any(each != self.deployment.template for each in self._versions)
 
     def _is_present(self, pod: Pod) -> bool:
         """Whether it is of the Deployment's version."""
