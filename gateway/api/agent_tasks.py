@@ -44,6 +44,7 @@ from gateway.identity.scope import require_use
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.new_session import require_creation
 from gateway.tasks import decisions
+from gateway.tasks.counts import TaskCounts
 from gateway.tasks.document import task_document
 from gateway.tasks.model import (
     State,
@@ -90,6 +91,7 @@ class TaskParts:
     runner: TaskRunner
     limits: TaskLimits
     webhooks: Webhooks
+    counts: TaskCounts
 
 
 class AgentTasksAPI:
@@ -103,6 +105,7 @@ class AgentTasksAPI:
         self._clock = clock
         self._limits = parts.limits
         self._webhooks = parts.webhooks
+        self._counts = parts.counts
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -274,8 +277,17 @@ class AgentTasksAPI:
         return Response(body, 200, headers)
 
     async def _cancel(self, request: Request) -> Response:
-        now = self._clock.now()
-        task = await self._change(request, lambda task: decisions.cancelled(task, now, self._limits.retention))
+        now, is_ended = self._clock.now(), False
+
+        def decide(task: Task) -> Task:
+            nonlocal is_ended
+            changed = decisions.cancelled(task, now, self._limits.retention)
+            is_ended = changed is not task and changed.state.is_over
+            return changed
+
+        task = await self._change(request, decide)
+        if is_ended:  # it waited: no runner ends it
+            self._counts.ended(task)
         self._runner.cancel(task.id)
         self._runner.poke()
         return JSON(_document(task))

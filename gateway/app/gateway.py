@@ -142,11 +142,11 @@ class Gateway:
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
+        self.task_counts = TaskCounts()
         self.metrics = self._make_metrics()
         self.agent_directory: AgentDirectory | None = None
         self.agent_keeper: AgentKeeper | None = None
         self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
-        self.task_counts = TaskCounts()
         self.tasks = self._make_tasks()
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
@@ -247,6 +247,7 @@ class Gateway:
             routes=self.activator,
             forecasts=self.autoscaler,
             tokens=self.tokens,
+            tasks=self.task_counts,
             engine=self.settings.engine,
             audit=self.audit,
         )

@@ -57,7 +57,7 @@ def make_tasks(
         is_leaving=lambda: activator.leaving,
     )
     limits = TaskLimits(max_open=settings.task_queue, max_bytes=settings.task_bytes, retention=settings.task_retention)
-    return TaskParts(store, runner, limits, webhooks)
+    return TaskParts(store, runner, limits, webhooks, counts)
 
 
 def networks(text: str, setting: str) -> tuple[Network, ...]:

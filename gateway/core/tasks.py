@@ -47,6 +47,14 @@ class Added(StrEnum):
     TENANT_FULL = "tenant full"  # its tenant's entries hold too many bytes
 
 
+@dataclass(frozen=True, slots=True)
+class OpenTasks:
+    """The entries of a queue that are not over: how many, and when the oldest was made."""
+
+    count: int
+    oldest: float
+
+
 class TaskStore(Protocol):
     """Entries of queues, with the bytes that go in and come out. Every call raises StoreUnavailableError."""
 
@@ -104,8 +112,8 @@ class TaskStore(Protocol):
         """Delete some of those with expires_at <= now. Returns how many."""
         ...
 
-    async def open(self) -> Mapping[str, int]:
-        """The number of open entries of each queue that has any."""
+    async def open(self) -> Mapping[str, OpenTasks]:
+        """What is open in each queue that has any."""
         ...
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.observability.counters import Calls, Histogram
+from gateway.observability.metric_sources import TaskLoad
 
 
 class Families:
@@ -35,6 +36,20 @@ def counts(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -
     for key, count in sorted(values.items()):
         family.add_metric([key] if isinstance(key, str) else list(key), count)
     return family
+
+
+def task_families(tasks: TaskLoad) -> Iterator[Metric]:
+    """Background invocations of agents."""
+    family = GaugeMetricFamily("wakegate_tasks", "Tasks that are not over", labels=["runtime", "state"])
+    for key, waiting in tasks.waiting.items():
+        family.add_metric([key, "queued"], waiting.queued)
+        family.add_metric([key, "running"], waiting.running)
+    yield family
+    ages = {key: waiting.oldest for key, waiting in tasks.waiting.items()}
+    yield gauges("wakegate_task_oldest_seconds", "Age of the oldest task that is not over", ages)
+    yield counts("wakegate_task_tries", "Tries of tasks that were begun", ["runtime"], tasks.tries)
+    yield counts("wakegate_tasks_ended", "Tasks that ended", ["runtime", "state"], tasks.tasks)
+    yield counts("wakegate_task_webhooks", "Webhooks of tasks", ["outcome"], tasks.webhooks)
 
 
 def call_families(part: str, text: str, calls: Calls) -> Iterator[Metric]:

@@ -99,3 +99,46 @@ class AuditTrail(Protocol):
     def queued(self) -> int:
         """Events that wait to be written."""
         ...
+
+
+class WaitingTasks(Protocol):
+    """The tasks of one agent that are not over (tasks.counts.Waiting)."""
+
+    @property
+    def queued(self) -> int:
+        """How many wait."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        ...
+
+    @property
+    def oldest(self) -> float:
+        """Seconds since the oldest was made."""
+        ...
+
+
+class TaskLoad(Protocol):
+    """Background invocations of agents (tasks.counts.TaskCounts)."""
+
+    @property
+    def waiting(self) -> Mapping[str, WaitingTasks]:
+        """What is not over, by agent."""
+        ...
+
+    @property
+    def tries(self) -> Mapping[str, int]:
+        """Tries that this gateway began, by agent."""
+        ...
+
+    @property
+    def tasks(self) -> Mapping[tuple[str, str], int]:
+        """Tasks that ended at this gateway, by agent and state."""
+        ...
+
+    @property
+    def webhooks(self) -> Mapping[str, int]:
+        """Sent webhooks, by outcome."""
+        ...

@@ -20,8 +20,16 @@ from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import PoolStatus, RuntimeKey, StartKind
 from gateway.core.usage import Quantity
 from gateway.observability.counters import Counters, Histogram
-from gateway.observability.metric_families import Families, add_histogram, call_families, counts, gauges, histograms
-from gateway.observability.metric_sources import AuditTrail, PoolForecasts, RouteTable, TokenCount
+from gateway.observability.metric_families import (
+    Families,
+    add_histogram,
+    call_families,
+    counts,
+    gauges,
+    histograms,
+    task_families,
+)
+from gateway.observability.metric_sources import AuditTrail, PoolForecasts, RouteTable, TaskLoad, TokenCount
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
 
@@ -38,6 +46,7 @@ class Metrics:
         routes: RouteTable,
         forecasts: PoolForecasts,
         tokens: TokenCount,
+        tasks: TaskLoad,
         *,
         engine: str,
         audit: AuditTrail | None = None,
@@ -47,6 +56,7 @@ class Metrics:
         self._counters = counters
         self._catalog, self._provider, self._bound = catalog, provider, bound
         self._routes, self._forecasts, self._tokens = routes, forecasts, tokens
+        self._tasks = tasks
         self._engine = engine
         self._process = ProcessCollector(registry=None)  # not registered globally: `render` collects it
 
@@ -168,6 +178,7 @@ class Metrics:
             add_histogram(sizes, [operation], histogram)
         yield sizes
         yield from self._egress()
+        yield from task_families(self._tasks)
         lag = histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
         add_histogram(lag, [], counters.loop_lag)
         yield lag

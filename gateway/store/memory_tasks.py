@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import orjson
 
-from gateway.core.tasks import Added, QueuedTask
+from gateway.core.tasks import Added, OpenTasks, QueuedTask
 from gateway.store.codec import stale_task
 
 
@@ -113,10 +112,14 @@ class MemoryTasks:
         self._names = {name: kept for name, kept in self._names.items() if kept[1] > now}
         return len(over)
 
-    async def open(self) -> Mapping[str, int]:
-        """The number of open entries by queue."""
+    async def open(self) -> Mapping[str, OpenTasks]:
+        """What is open, by queue."""
         await self._turn()
-        return Counter(each.queue for each in self._tasks.values() if each.is_open)
+        made: dict[str, list[float]] = {}
+        for each in self._tasks.values():
+            if each.is_open:
+                made.setdefault(each.queue, []).append(each.created_at)
+        return {queue: OpenTasks(len(times), min(times)) for queue, times in made.items()}
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:
         """Let a name stand for a value, unless it stands for another."""

@@ -4,7 +4,7 @@ Keys, below the store's root:
     task:<id>            hash: v (version), queue, tenant, created, due, open, expires, keys, held, value; body, answer
     tasks-due:<queue>    sorted set of ids by due_at; those that are never due are not in it
     tasks-all:<queue>    sorted set of ids by created_at
-    tasks-open:<queue>   set of the ids of open ones
+    tasks-opened:<queue> sorted set of the ids of open ones by created_at
     tasks-held:<key>     sorted set of the ids that hold it, by the end of that
     tasks-queues         set of the queues with entries
     tasks-expiry         sorted set of ids by expires_at
@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from gateway.core.tasks import Added, QueuedTask
+from gateway.core.tasks import Added, OpenTasks, QueuedTask
 from gateway.store.codec import stale_task
 
 _FIELDS = ("queue", "tenant", "created", "value", "due", "open", "expires", "keys", "held", "v")
@@ -32,14 +32,14 @@ _PRUNED = 100
 # ARGV: id, queue, tenant, created, due, open, expires, keys, held, value, body, max open, max bytes
 _ADD = r"""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
-if redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[12]) then return 'queue full' end
+if redis.call('ZCARD', KEYS[4]) >= tonumber(ARGV[12]) then return 'queue full' end
 local size = string.len(ARGV[11])
 if tonumber(redis.call('HGET', KEYS[7], ARGV[3]) or '0') + size > tonumber(ARGV[13]) then return 'tenant full' end
 redis.call('HSET', KEYS[1], 'v', 1, 'queue', ARGV[2], 'tenant', ARGV[3], 'created', ARGV[4], 'due', ARGV[5],
   'open', ARGV[6], 'expires', ARGV[7], 'keys', ARGV[8], 'held', ARGV[9], 'value', ARGV[10], 'body', ARGV[11])
 if ARGV[5] ~= 'inf' then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1]) end
 redis.call('ZADD', KEYS[3], ARGV[4], ARGV[1])
-if ARGV[6] == '1' then redis.call('SADD', KEYS[4], ARGV[1]) end
+if ARGV[6] == '1' then redis.call('ZADD', KEYS[4], ARGV[4], ARGV[1]) end
 redis.call('SADD', KEYS[5], ARGV[2])
 if ARGV[7] ~= 'inf' then redis.call('ZADD', KEYS[6], ARGV[7], ARGV[1]) end
 redis.call('HINCRBY', KEYS[7], ARGV[3], size)
@@ -64,7 +64,8 @@ redis.call('HINCRBY', KEYS[1], 'v', 1)
 redis.call('HSET', KEYS[1], 'due', ARGV[4], 'open', ARGV[5], 'expires', ARGV[6], 'held', ARGV[7], 'value', ARGV[8],
   'keys', ARGV[11])
 if ARGV[4] == 'inf' then redis.call('ZREM', KEYS[2], ARGV[1]) else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
-if ARGV[5] == '1' then redis.call('SADD', KEYS[3], ARGV[1]) else redis.call('SREM', KEYS[3], ARGV[1]) end
+if ARGV[5] == '1' then redis.call('ZADD', KEYS[3], redis.call('HGET', KEYS[1], 'created'), ARGV[1])
+else redis.call('ZREM', KEYS[3], ARGV[1]) end
 if ARGV[6] == 'inf' then redis.call('ZREM', KEYS[4], ARGV[1]) else redis.call('ZADD', KEYS[4], ARGV[6], ARGV[1]) end
 for i = 6, #KEYS do
   redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', ARGV[3])  -- of gateways that died with it
@@ -89,7 +90,7 @@ if redis.call('HINCRBY', KEYS[7], tenant, 0 - size) <= 0 then redis.call('HDEL',
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('SREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
 for i = 8, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
 if redis.call('ZCARD', KEYS[3]) == 0 then redis.call('SREM', KEYS[5], ARGV[2]) end
 return 1
@@ -195,11 +196,21 @@ class RedisTasks:
             await self.delete(task_id.decode())
         return len(over)
 
-    async def open(self) -> Mapping[str, int]:
-        """The number of open entries by queue."""
-        names = sorted(await self._call(lambda redis: redis.smembers(self._root + "tasks-queues")))
-        counts = await self._pipe("scard", [(f"{self._root}tasks-open:{name.decode()}",) for name in names])
-        return {name.decode(): n for name, n in zip(names, counts, strict=True) if n}
+    async def open(self) -> Mapping[str, OpenTasks]:
+        """What is open, by queue."""
+        names = [
+            name.decode()
+            for name in sorted(await self._call(lambda redis: redis.smembers(self._root + "tasks-queues")))
+        ]
+        keys = [f"{self._root}tasks-opened:{name}" for name in names]
+        counts = await self._pipe("zcard", [(key,) for key in keys])
+        first = await self._pipe("zrange", [(key, 0, 0, False, True) for key in keys])
+        # Counted and looked at in two exchanges: between them the last one may have ended.
+        return {
+            name: OpenTasks(count, oldest[0][1])
+            for name, count, oldest in zip(names, counts, first, strict=True)
+            if count and oldest
+        }
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:
         """Let a name stand for a value, unless it stands for another."""
@@ -248,7 +259,7 @@ class RedisTasks:
     def _keys(self, task_id: str, queue: str) -> list[str]:
         root = self._root
         return [
-            self._task(task_id), self._due(queue), f"{root}tasks-all:{queue}", f"{root}tasks-open:{queue}",
+            self._task(task_id), self._due(queue), f"{root}tasks-all:{queue}", f"{root}tasks-opened:{queue}",
             root + "tasks-queues", root + "tasks-expiry", root + "tasks-bytes",
         ]  # fmt: skip
 

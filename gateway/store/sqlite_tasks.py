@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.core.tasks import Added, QueuedTask
+from gateway.core.tasks import Added, OpenTasks, QueuedTask
 from gateway.store.codec import stale_task
 from gateway.store.sqlite_thread import SqliteThread
 
@@ -155,10 +155,11 @@ class SqliteTasks:
 
         return await self._thread.write(prune)
 
-    async def open(self) -> Mapping[str, int]:
-        """The number of open entries by queue."""
-        statement = "SELECT queue, count(*) FROM tasks WHERE is_open GROUP BY queue"
-        return dict(await self._thread.read(lambda db: db.execute(statement).fetchall()))
+    async def open(self) -> Mapping[str, OpenTasks]:
+        """What is open, by queue."""
+        statement = "SELECT queue, count(*), min(created_at) FROM tasks WHERE is_open GROUP BY queue"
+        rows = await self._thread.read(lambda db: db.execute(statement).fetchall())
+        return {queue: OpenTasks(count, oldest) for queue, count, oldest in rows}
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:
         """Let a name stand for a value, unless it stands for another."""

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.5
 PRUNE_TICKS = 60
+LOOK_TICKS = 10  # between two counts of what waits, for /metrics
 _PAGE = 50
 _MAX_LOOKED_AT = 1000  # tasks of one queue in a tick: those whose sessions are busy are passed over
 
@@ -113,6 +114,8 @@ class TaskRunner:
         self._ticks += 1
         if self._ticks % PRUNE_TICKS == 0:
             await self._store.prune(now)
+        if self._ticks % LOOK_TICKS == 1:
+            await self._counts.look(self._store, now)
         if self._is_leaving() or self._closing:
             return
         queues = list(await self._store.queues(now))
@@ -180,6 +183,7 @@ class TaskRunner:
             agent = agent_key(task.key)
             is_agent = await self._store.held(agent, now) >= invocations.concurrency
             return {agent} if is_agent else limits.keys() - {agent}
+        self._counts.begun(begun)
         held = HeldTask(with_version(begun, written), self._store, self._clock)
         self._held[task.id] = (held, self._running.spawn(self._carry(held), name=f"task {task.id}"))
         return set()

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.errors import StaleWriteError
 from gateway.core.interfaces import SessionStore
-from gateway.core.tasks import NEVER, Added, QueuedTask, TaskStore
+from gateway.core.tasks import NEVER, Added, OpenTasks, QueuedTask, TaskStore
 from tests.support.records import T0
 
 QUEUE = "acme/default/greeter"
@@ -149,10 +149,10 @@ async def test_limits_of_open_tasks_and_of_bytes(tasks: TaskStore) -> None:
     assert await add(tasks, task("a"), b"1234", open_=2, bytes_=10) is Added.ADDED
     assert await add(tasks, task("b"), b"1234", open_=2, bytes_=10) is Added.ADDED
     assert await add(tasks, task("c"), b"", open_=2, bytes_=10) is Added.QUEUE_FULL
-    assert await tasks.open() == {QUEUE: 2}
+    assert await tasks.open() == {QUEUE: OpenTasks(2, T0)}
     over = replace(await got(tasks, "a"), is_open=False, due_at=NEVER)
     assert await tasks.write(over, T0, answer=b"12")
-    assert await tasks.open() == {QUEUE: 1}
+    assert await tasks.open() == {QUEUE: OpenTasks(1, T0)}
     assert await add(tasks, task("c"), b"1", open_=2, bytes_=10) is Added.TENANT_FULL
     assert await add(tasks, task("z", tenant="zeta", queue="zeta/q"), b"1", open_=2, bytes_=10) is Added.ADDED
     await tasks.delete("a")

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.serve import Server, serve
 from tests.support.two_gateways import two
@@ -293,6 +294,29 @@ def test_a_webhook_says_that_a_task_is_over_and_is_signed(server: Server) -> Non
         refused = invoke(server, "/run", x_wakegate_webhook=url)
         assert refused.status_code == 400, url
         assert "x-wakegate-webhook" in refused.text
+
+
+def test_metrics_show_what_waits_what_runs_and_what_became_of_it(server: Server) -> None:
+    """By agent; what waits and runs is counted in the store, so that every gateway shows all of it."""
+
+    def value(name: str, **labels: str) -> float:
+        wanted = {"runtime": "agent-runtimes/default/worker", **labels}
+        families = text_string_to_metric_families(server.client.get("/metrics").text)
+        return sum(each.value for family in families for each in family.samples
+                   if each.name == f"wakegate_{name}" and each.labels == wanted)  # fmt: skip
+
+    first = ended(server, made(server, "/run"))
+    tries, cancelled = value("task_tries_total"), value("tasks_ended_total", state="cancelled")
+    assert value("tasks_ended_total", state="succeeded") >= 1
+    places = [made(server, "/slow", x_session_id=first["session"]) for _ in range(2)]
+    wait_until(
+        lambda: value("tasks", state="running") >= 1 <= value("tasks", state="queued") and value("task_oldest_seconds"),
+        "one runs, and the other one waits for it",
+    )
+    assert value("task_tries_total") > tries
+    for place in places:
+        server.client.post(f"{place}/cancel")
+    wait_until(lambda: value("tasks_ended_total", state="cancelled") >= cancelled + 2, "both were stopped")
 
 
 def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:

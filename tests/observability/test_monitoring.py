@@ -47,6 +47,7 @@ async def exported(open_gateway: OpenScripted, folder: Path) -> dict[str, set[st
     with counters.kubernetes.timed("patch pods"):
         pass
     counters.snapshot_bytes["keep"].observe(1.0)
+    gateway.gateway.task_counts.tries[str(KEY)] = gateway.gateway.task_counts.tasks[str(KEY), "dead"] = 1
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-wakegate-runtime: {KEY.name}")
     await gateway.ask("GET /v1/sessions HTTP/1.1\nhost: a")
     await gateway.gateway.usage.flush()  # which names the tenants
@@ -66,6 +67,7 @@ async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(
     known = await exported(open_gateway, tmp_path)
     scraped = {"instance", "job", "le"}  # what Prometheus adds
     optional = {"wakegate_pool_lead_time_seconds": {"runtime", "quantile"}}  # shown once a start was measured
+    optional |= {"wakegate_tasks": {"runtime", "state"}, "wakegate_task_oldest_seconds": {"runtime"}}  # while any waits
     optional |= {f"wakegate_pool_forecast_{name}": {"runtime"} for name in ("level", "quantile")}
     for expression in expressions():
         labels: set[str] = set()
