@@ -17,7 +17,6 @@ from gateway.api.http import JSON, read_bytes
 from gateway.api.task_fields import (
     MAX_ATTEMPTS,
     MAX_TIMEOUT_S,
-    conversation_name,
     digits_of,
     identified,
     kept_headers,
@@ -44,6 +43,7 @@ from gateway.identity.scope import require_use
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.new_session import require_creation
 from gateway.tasks import decisions
+from gateway.tasks.conversation import conversation_name
 from gateway.tasks.counts import TaskCounts
 from gateway.tasks.document import task_document
 from gateway.tasks.model import (
@@ -59,6 +59,7 @@ from gateway.tasks.model import (
     with_version,
 )
 from gateway.tasks.runner import TaskRunner
+from gateway.tasks.schedules import Scheduler
 from gateway.tasks.webhooks import Webhooks
 
 _DATA_PLANE = "/v1/namespaces/"
@@ -92,6 +93,7 @@ class TaskParts:
     limits: TaskLimits
     webhooks: Webhooks
     counts: TaskCounts
+    scheduler: Scheduler
 
 
 class AgentTasksAPI:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-
-import orjson
 
 from gateway.core.errors import BadRequestError
 from gateway.core.units import parse_lifetime
@@ -18,28 +16,6 @@ MAX_TIMEOUT_S = 6 * 3600.0
 _KEPT_HEADERS = ("content-type", "accept", "accept-language", "traceparent", "tracestate", "x-request-id")
 _MAX_HEADER_BYTES = 1024  # of each
 _MAX_KEY = 256  # characters of an idempotency key
-_MAX_CONVERSATION = 256  # characters of its name
-
-
-def conversation_name(body: bytes, path: Sequence[str]) -> str:
-    """The name of the conversation in a JSON body, at `path`; empty if the body has none, or is no JSON.
-
-    A number is a name too: 7 and "7" are the same conversation.
-    """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return ""
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > _MAX_CONVERSATION:
-        where = ".".join(path)
-        raise BadRequestError(
-            f"{where}: expected the name of a conversation, text of at most {_MAX_CONVERSATION} characters"
-        )
-    return str(value)
 
 
 def identified(task: Task, key: str, path: str, body: bytes) -> Task:

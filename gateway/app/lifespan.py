@@ -147,6 +147,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("kept workspaces", _check_kept(gateway)),
         ("loop lag", gateway.metrics.watch_loop()),
         ("tasks", gateway.tasks.runner.run()),
+        ("schedules", gateway.tasks.scheduler.run()),
         *_agent_loops(gateway),
         *_certificate_loop(gateway),
         *_issuer_loop(gateway),

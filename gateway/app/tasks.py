@@ -20,6 +20,7 @@ from gateway.sessions.build import Sessions
 from gateway.tasks.attempt import Attempts
 from gateway.tasks.counts import TaskCounts
 from gateway.tasks.runner import RunnerSettings, TaskRunner
+from gateway.tasks.schedules import FiringLimits, Scheduler
 from gateway.tasks.webhooks import Webhooks
 
 MAX_ANSWER_BYTES = 4 << 20  # that are kept of what an agent answers to a task
@@ -57,7 +58,9 @@ def make_tasks(
         is_leaving=lambda: activator.leaving,
     )
     limits = TaskLimits(max_open=settings.task_queue, max_bytes=settings.task_bytes, retention=settings.task_retention)
-    return TaskParts(store, runner, limits, webhooks, counts)
+    firing = FiringLimits(limits.max_open, limits.max_bytes, limits.lifetime)
+    scheduler = Scheduler(store, catalog, clock, firing, runner.poke)
+    return TaskParts(store, runner, limits, webhooks, counts, scheduler)
 
 
 def networks(text: str, setting: str) -> tuple[Network, ...]:

@@ -223,6 +223,17 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When an agent is asked something by itself: a cron expression in a time zone, and a request with a JSON body."""
+
+    name: str
+    cron: str
+    timezone: str = "UTC"
+    path: str = "/"
+    body: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
 class Invocations:
     """How an agent is invoked (spec.wakegate.invocation). `timeout`: seconds that one try of a task may take.
 
@@ -236,6 +247,7 @@ class Invocations:
     per_session: int = 1
     attempts: int = 3
     timeout: float = 900.0
+    schedules: tuple[Schedule, ...] = ()  # spec.wakegate.schedules
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.core.model import Invocations
 from gateway.runtimes.fields import Reader
+from gateway.runtimes.schedules import read_schedules
 
 MAX_TIMEOUT_S = 6 * 3600.0  # as a request may ask for (api/task_fields.py)
 MAX_STEPS = 8
@@ -28,6 +29,7 @@ def read_invocations(extra: Mapping[str, Any], reader: Reader) -> Invocations:
         per_session=int(given.get("perSession", defaults.per_session)),
         attempts=int(given.get("attempts", defaults.attempts)),
         timeout=timeout,
+        schedules=read_schedules(extra.get("schedules", ()), reader),
     )
 
 

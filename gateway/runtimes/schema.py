@@ -35,6 +35,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 MAX_TOOLS = 100
 MAX_MOUNTS = 32
+MAX_SCHEDULES = 20
 MAX_SECRETS, MAX_HOSTS = 32, 32
 
 
@@ -120,6 +121,7 @@ def _agent_runtime() -> Schema:
                     **_wakegate(),
                     "source": text("The agent's files, seen read-only at /app; the local engine only."),
                     "invocation": _invocation(),
+                    "schedules": _schedules(),
                 },
                 description="Wakegate's own fields; all are optional.",
             ),
@@ -143,6 +145,22 @@ def _invocation() -> Schema:
         },
         description="How the agent is invoked.",
     )
+
+
+def _schedules() -> Schema:
+    """When an agent is asked something by itself, which schedules.py reads."""
+    schedule = object_of(
+        {
+            "name": text("What it is called in tasks."),
+            "cron": text("Minute, hour, day of month, month and day of week, such as 0 6 * * MON-FRI."),
+            "timezone": text("Such as Europe/Berlin; UTC if absent."),
+            "path": text("Below the agent's own path, with a query if need be; / if absent."),
+            "body": {**any_object(), "description": "What the agent is sent, as JSON."},
+        },
+        required=["name", "cron"],
+    )
+    about = "When the agent is asked something by itself, as a task: once each, over all gateways."
+    return list_of(schedule, about, maxItems=MAX_SCHEDULES)
 
 
 def _wakegate() -> dict[str, Schema]:

@@ -111,7 +111,8 @@ def shown(server: Server, place: str) -> dict[str, Any]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One gateway with the agent, for the tests that do not kill it."""
     with serve(tmp_path_factory.mktemp("tasks") / "state", *LEASE) as one:
-        create(one, invocation={"session": "meta.chat"})
+        every_minute = {"name": "minutely", "cron": "* * * * *", "path": "/run?by=time", "body": {"name": "minutes"}}
+        create(one, invocation={"session": "meta.chat"}, schedules=[every_minute])
         yield one
 
 
@@ -317,6 +318,22 @@ def test_metrics_show_what_waits_what_runs_and_what_became_of_it(server: Server)
     for place in places:
         server.client.post(f"{place}/cancel")
     wait_until(lambda: value("tasks_ended_total", state="cancelled") >= cancelled + 2, "both were stopped")
+
+
+@pytest.mark.timeout(180)
+def test_a_schedule_asks_the_agent_by_itself(server: Server) -> None:
+    """Nobody sent it a request; the task says by which schedule it was made."""
+
+    def of_schedule() -> list[dict[str, Any]]:
+        tasks = server.client.get("/v1/agents/worker/tasks?state=succeeded&limit=100").json()["tasks"]
+        return [each for each in tasks if each["schedule"]]
+
+    # The minute began with the first test of the module: what is left of it is the wait.
+    wait_until(of_schedule, "the minute is over, and its task too", within=120.0)
+    [task, *_] = of_schedule()
+    assert (task["schedule"], task["path"], task["createdBy"]) == ("minutely", "/run?by=time", "schedule minutely")
+    said = server.client.get(f"/v1/agents/worker/tasks/{task['id']}").json()["result"]["body"]
+    assert said["input"] == {"name": "minutes"}
 
 
 def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import Agent, Invocations, Kind, Limits, PoolMode, Probe, RuntimeKey
+from gateway.core.model import Agent, Invocations, Kind, Limits, PoolMode, Probe, RuntimeKey, Schedule
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.runtimes.crd import crd
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
@@ -370,6 +370,48 @@ def test_how_an_agent_is_invoked_is_read(tmp_path: Path, engine: str) -> None:
     write(tmp_path, AGENT.replace("{source: .}", "{" + own + "}"))
     [runtime] = load_runtimes([tmp_path], engine=engine)
     assert runtime.invocations == Invocations(("meta", "chat"), 2, 3, 4, 300.0)
+
+
+def test_when_an_agent_is_asked_by_itself_is_read(tmp_path: Path) -> None:
+    """With UTC, the root and an empty object where nothing is said."""
+    own = (
+        "schedules: [{name: a, cron: '0 6 * * MON-FRI', timezone: Europe/Berlin, path: /run?x=1, body: {n: [1, é]}},"
+        " {name: b, cron: '*/5 * * * *'}]"
+    )
+    [runtime] = load_runtimes([write(tmp_path, AGENT.replace("{source: .}", "{" + own + "}"))])
+    assert runtime.invocations.schedules == (
+        Schedule("a", "0 6 * * MON-FRI", "Europe/Berlin", "/run?x=1", '{"n":[1,"é"]}'), Schedule("b", "*/5 * * * *"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ("{name: a, cron: '* * * * * *'}", "cron"),
+        ("{name: a, cron: '60 * * * *'}", "cron"),
+        ("{name: a, cron: '* * */20 * 1L'}", "cron"),
+        ("{name: a, cron: '@daily'}", "cron"),
+        ("{name: a, cron: '" + "1," * 60 + "1 * * * *'}", "cron"),
+        ("{name: a, cron: '* * * * *', timezone: ../UTC}", "cron"),
+        ("{name: a, cron: '* * * * *', timezone: Mars/Base}", "cron"),
+        ("{name: A b, cron: '* * * * *'}", "name"),
+        ("{name: a, cron: '* * * * *', path: run}", "path"),
+        ("{name: a, cron: '* * * * *', body: {n: 123456789012345678901234567890}}", "body"),
+        ("{name: a, cron: '* * * * *', body: [1]}", "body"),
+        ("{cron: '* * * * *'}", "name"),
+    ],
+)
+def test_schedule_that_never_fires_as_it_is_meant_is_refused(tmp_path: Path, entry: str, field: str) -> None:
+    """By its field, once."""
+    found = problems(write(tmp_path, AGENT.replace("{source: .}", "{schedules: [" + entry + "]}")))
+    assert [f"spec.wakegate.schedules[0].{field}: " in each for each in found] == [True], found
+
+
+def test_two_schedules_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A task says by its name which one it is of."""
+    one = "{name: a, cron: '* * * * *'}"
+    [found] = problems(write(tmp_path, AGENT.replace("{source: .}", "{schedules: [" + one + ", " + one + "]}")))
+    assert "spec.wakegate.schedules[1].name: " in found
 
 
 def test_every_mistake_about_invocations_is_named(tmp_path: Path) -> None:
