@@ -154,13 +154,20 @@ class Pool:
         # size.
         if not self._rolls:
             return []
-        alive = [pod for pod in self.warm.values() if not pod.deleting and not pod.ended]
-        old = [pod for pod in alive if not self._is_present(pod)]
-        fresh = sum(pod.claimable for pod in alive if self._is_present(pod))
-        ranked = sorted((pod for pod in old if not pod.victim), key=lambda pod: (pod.ready, -pod.created_at, pod.name))
-        return [
-            pod for pod in ranked[: max(0, len(ranked) - max(0, self.target - fresh))] if pod.uid not in self._taken
-        ]
+        old, fresh = [], 0
+        for pod in self.warm.values():
+            if pod.deleting or pod.ended:
+                continue
+            if not self._is_present(pod):
+                if not pod.victim:
+                    old.append(pod)
+            elif pod.claimable:
+                fresh += 1
+        surplus = len(old) - max(0, self.target - fresh)
+        if surplus <= 0:
+            return []  # mostly: sorting is what a look at a large pool takes longest for
+        old.sort(key=lambda pod: (pod.ready, -pod.created_at, pod.name))
+        return [pod for pod in old[:surplus] if pod.uid not in self._taken]
 
     @property
     def _rolls(self) -> bool:

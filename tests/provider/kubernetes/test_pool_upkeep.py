@@ -86,7 +86,9 @@ def test_pool_without_a_roll_is_not_gone_through_at_each_event() -> None:
         pool.note(None, pod, 0.0, live=True)
         assert pool.outdated() == []
     assert seen.walks == 0
-    pool.deployment = replace(pool.deployment, template="new")
+    pool.deployment = replace(pool.deployment, template="new", replicas=22)
+    assert pool.outdated() == []  # none of the new version yet, and fewer than wanted of the old one
+    pool.deployment = replace(pool.deployment, replicas=20)
     fresh = warm(99, "new")
     pool.note(None, fresh, 0.0, live=True)
     assert pool.outdated() == [pods[-1]]  # as many as are there of the new version, the youngest first

@@ -10,8 +10,11 @@ import yaml
 
 from tests.support.kube.clusters import in_thread
 from tests.support.kube.manifests import MANIFESTS, built, one
+from tests.support.kube.recovery import INTERPRETERS
+from tests.support.kube.simulator import Cluster
 from tests.support.redis_server import RedisServer
 from tests.support.serve import serve
+from tests.support.waiting import wait_until
 
 NAMESPACE = "wakegate-sandboxes"
 
@@ -64,12 +67,33 @@ def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
                 assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
                 reply = server.run(session, "cat note")
                 assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\n")
-                pods = cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))
+                pods = claimed(cluster)
                 assert [pod["spec"]["containers"][0]["image"] for pod in pods] == [settings["WAKEGATE_PICOD_IMAGE"]]
+                show_to_kubectl(cluster)
+                assert server.run(session, "cat note").json()["stdout"] == "kept\n"
+                assert [pod["metadata"]["uid"] for pod in claimed(cluster)] == [pod["metadata"]["uid"] for pod in pods]
                 assert server.client.delete(f"/v1/sessions/{session}").status_code == 204
                 assert server.terminate() == 0
     finally:
         redis.kill()
+
+
+def claimed(cluster: Cluster) -> list[Any]:
+    """The pods of sessions."""
+    return cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))
+
+
+def show_to_kubectl(cluster: Cluster) -> None:
+    """Apply the quickstart's runtime as docs/kubernetes.md says, and wait until its status tells of the pool."""
+    spec = yaml.safe_load((MANIFESTS / "overlays/quickstart/my-interpreter.yaml").read_text())["spec"]
+    cluster.call(lambda: cluster.create("codeinterpreters", "my-interpreter", namespace=NAMESPACE, spec=spec))
+
+    def ready() -> bool:
+        found = cluster.call(lambda: cluster.objects.get(INTERPRETERS, NAMESPACE, "my-interpreter"))
+        conditions = found.get("status", {}).get("conditions", [])
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+    wait_until(ready, "kubectl get codeinterpreters shows it as ready")
 
 
 def test_quickstart_asks_for_nothing_that_an_empty_cluster_lacks() -> None:
