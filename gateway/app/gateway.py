@@ -62,9 +62,10 @@ from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.build import Sessions, make_sessions
 from gateway.snapshots.keeper import make_keeper
 from gateway.tasks.counts import TaskCounts
-from gateway.usage.meter import Meter
+from gateway.usage.meter import Meter, Size
 from gateway.usage.prices import load_prices
 from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
+from gateway.usage.report import costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +139,8 @@ class Gateway:
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = engine.egress
         self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)
-        self.usage = self._make_usage(shared=shared, me=me)
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
+        self.usage = self._make_usage(shared=shared, me=me)
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
         self.task_counts = TaskCounts()
@@ -194,6 +195,10 @@ class Gateway:
         # After `takeover_after` without a heartbeat others may have taken sessions over, and count their time.
         # Half of it leaves room for a tick that is late.
         longest_gap = self.settings.takeover_after / 2 if me else float("inf")
+        if (prices := self.prices) is not None:
+            self.counters.tenants.set_prices(
+                prices.currency, lambda key, amounts: costs(prices, key, Size.parse(key.size), amounts)
+            )
         return UsageRecorder(
             Meter(longest_gap=longest_gap),
             self.store,

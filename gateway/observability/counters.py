@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from time import perf_counter
 
 from gateway.core.model import RuntimeKey, StartKind
-from gateway.core.usage import Rows
+from gateway.core.usage import Amounts, Rows, UsageKey
 from gateway.observability.traffic import Traffic
 
 # Upper bounds of buckets. A request on a warm route takes under a millisecond, a cold start seconds: hence the range.
@@ -123,21 +123,45 @@ class Calls:
             self.durations[operation].observe(perf_counter() - began)
 
 
+PriceRow = Callable[[UsageKey, Amounts], Mapping[str, float]]  # of a row: costs by their name in usage/report.py
+
+
 class TenantTotals:
-    """What each of at most MAX_TENANTS tenants has used since the start of the process, by quantity (core/usage.py)."""
+    """What each of at most MAX_TENANTS tenants has used since the start of the process, by quantity (core/usage.py).
+
+    Where there are prices, `set_prices` has said so, and `costs` has what that cost, in `currency`, by tenant.
+    """
 
     def __init__(self) -> None:
         self.by_tenant: dict[str, defaultdict[str, float]] = {}
+        self.costs: dict[str, defaultdict[str, float]] = {}
+        self.warm_pool_cost = 0.0
+        self.currency: str | None = None  # None: there are no prices
+        self._price: PriceRow | None = None
+
+    def set_prices(self, currency: str, price: PriceRow) -> None:
+        """Price each row as it is counted. Priced later, from the sums, it would not be what /v1/usage says: prices are
+        by runtime and size, which no sum by tenant has.
+        """
+        self.currency, self._price = currency, price
 
     def count(self, rows: Rows) -> None:
         """Add rows as they are written to the store. Tenants beyond the bound share the label `(other)`."""
         for key, amounts in rows.items():
-            if key.session or not key.tenant:
-                continue  # it is in the totals too; warm pools belong to no tenant
+            if key.session:
+                continue  # it is in the totals too
+            prices = {} if self._price is None else self._price(key, amounts)
+            if not key.tenant:  # warm pools belong to no tenant
+                self.warm_pool_cost += prices.get("warmPoolCost", 0.0)
+                continue
             known = key.tenant in self.by_tenant or len(self.by_tenant) < MAX_TENANTS
             totals = self.by_tenant.setdefault(key.tenant if known else OTHER_TENANTS, defaultdict(float))
             for quantity, amount in amounts.items():
                 totals[quantity] += amount
+            if prices:
+                costs = self.costs.setdefault(key.tenant if known else OTHER_TENANTS, defaultdict(float))
+                for name, cost in prices.items():
+                    costs[name] += cost
 
 
 class Counters:

@@ -201,6 +201,7 @@ class Metrics:
         """What tenants have used through this gateway; /v1/usage has it by runtime and session."""
         for quantity, name, text in (
             (Quantity.SANDBOX_SECONDS, "sandbox_seconds", "Time with a sandbox"),
+            (Quantity.HIBERNATED_SECONDS, "hibernated_seconds", "Time of hibernated sessions, without a sandbox"),
             (Quantity.CPU_SECONDS, "cpu_seconds", "CPU time that sandboxes used"),
             (Quantity.MEMORY_BYTE_SECONDS, "memory_byte_seconds", "Memory that sandboxes used, times seconds"),
             (Quantity.EGRESS_BYTES, "egress_bytes", "Bytes of answers to clients"),
@@ -210,6 +211,31 @@ class Metrics:
             for tenant, totals in self._counters.tenants.by_tenant.items():
                 family.add_metric([tenant], totals.get(quantity, 0.0))
             yield family
+        yield from self._costs()
+
+    def _costs(self) -> Iterator[Metric]:
+        """What that cost, where there are prices. No metric has what was saved: where keeping a workspace costs more
+        than its sandbox the difference falls, which a counter must not.
+        """
+        totals = self._counters.tenants
+        if totals.currency is None:
+            return
+        labels = ["tenant", "currency"]
+        for name, cost, text in (
+            ("cost", "cost", "Cost of what tenants used"),
+            (
+                "cost_without_hibernation",
+                "costWithoutHibernation",
+                "What it had cost, had hibernated sessions kept their sandboxes",
+            ),
+        ):
+            family = CounterMetricFamily(f"wakegate_tenant_{name}", text, labels=labels)
+            for tenant, costs in totals.costs.items():
+                family.add_metric([tenant, totals.currency], costs[cost])
+            yield family
+        family = CounterMetricFamily("wakegate_warm_pools_cost", "Cost of sandboxes in warm pools", labels=["currency"])
+        family.add_metric([totals.currency], totals.warm_pool_cost)
+        yield family
 
     def _claims(self) -> Iterator[Metric]:
         """Claims by start kind. A cold claim is a pool miss."""

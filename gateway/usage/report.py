@@ -71,7 +71,7 @@ class Report:
             group[field] += amounts.get(Quantity.SANDBOX_SECONDS, 0.0) * part(size)
         group["storedByteHours"] += amounts.get(Quantity.STORED_BYTE_SECONDS, 0.0) / 3600
         if self._prices is not None:
-            for field, cost in _costs(self._prices, key, size, amounts).items():
+            for field, cost in costs(self._prices, key, size, amounts).items():
                 group[field] += cost
 
     @property
@@ -93,7 +93,7 @@ def _part(key: UsageKey, group: str) -> str:
     return rfc3339(key.hour) if group == "hour" else str(getattr(key, group))
 
 
-def _costs(prices: Prices, key: UsageKey, size: Size, amounts: Amounts) -> Mapping[str, float]:
+def costs(prices: Prices, key: UsageKey, size: Size, amounts: Amounts) -> Mapping[str, float]:
     """What a row costs, and what it would have cost had its sessions kept their sandboxes while hibernated."""
     rates = prices.of(key.runtime)
     sandbox = rates.sandbox(size, amounts.get(Quantity.SANDBOX_SECONDS, 0.0))

@@ -23,7 +23,7 @@ MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
 kind: CodeInterpreter
 metadata: {name: my-interpreter}
-spec: {template: {image: none}, warmPoolSize: 1, wakegate: {pool: {min: 1, max: 3}}}
+spec: {template: {image: none, resources: {limits: {cpu: "4"}}}, warmPoolSize: 1, wakegate: {pool: {min: 1, max: 3}}}
 """
 CONSTANT = {"wakegate_build_info"}  # says what runs
 # 0 or absent until this gateway leads the autoscaler, which may be before the first scrape.
@@ -35,6 +35,7 @@ OUTSIDE = {
 }  # fmt: skip
 # tests/integration/test_tasks.py: they take an agent.
 TASKS = {f"wakegate_{name}" for name in ("tasks", "task_oldest_seconds", "task_tries", "tasks_ended", "task_webhooks")}
+PRICED = ("tenant_cost", "tenant_cost_without_hibernation", "warm_pools_cost")  # where there is a file of prices
 DRAINING = {
     "wakegate_draining"
 }  # tests/observability/test_metrics.py: who drains takes no new connection to be scraped by
@@ -93,6 +94,7 @@ def live_through(server: Server, seen: Seen) -> None:
     url = server.url.replace("http", "ws") + f"/v1/sessions/{session}/terminal"
     used = ("sandbox_seconds", "cpu_seconds", "memory_byte_seconds", "requests", "egress_bytes")
     seen.until(*(f"tenant_{name}" for name in used))
+    seen.until(*PRICED)
     with connect(url, proxy=None):
         seen.until("websockets_open")
     client.post(f"/v1/sessions/{session}/hibernate").raise_for_status()
@@ -116,11 +118,21 @@ def test_every_metric_family_changes(tmp_path: Path) -> None:
     """Real requests, a killed sandbox, a Redis that goes away and a cluster move all that is exported."""
     manifest = tmp_path / "runtime.yaml"
     manifest.write_text(MANIFEST)
+    (tmp_path / "prices.toml").write_text('currency = "EUR"\nvcpu_hour = 100.0\n')
     redis = RedisServer(tmp_path / "redis").start()
     flags = ["--store", redis.url, "--snapshots", f"file://{tmp_path}/snapshots", "--snapshot-max-size", "64Ki"]
     try:
         with serve(
-            tmp_path / "state", *flags, "--runtime", str(manifest), "--max-sandboxes", "4", "--usage-interval", "1s"
+            tmp_path / "state",
+            *flags,
+            "--runtime",
+            str(manifest),
+            "--max-sandboxes",
+            "4",
+            "--usage-interval",
+            "1s",
+            "--prices",
+            str(tmp_path / "prices.toml"),
         ) as server:
             local = Seen(server)
             live_through(server, local)
@@ -143,6 +155,6 @@ def test_every_metric_family_changes(tmp_path: Path) -> None:
         assert server.client.post("/v1/sessions", json={"runtime": RUNTIME}).status_code == 503
         cluster.until("kubernetes_api_errors")
         kubernetes.api.failing = None
-    assert local.families == cluster.families
+    assert local.families - {f"wakegate_{name}" for name in PRICED} == cluster.families
     still = {name for name in local.families - local.moved - cluster.moved if name.startswith("wakegate_")}
     assert still == CONSTANT | DRAINING | OUTSIDE | TASKS

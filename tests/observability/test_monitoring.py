@@ -37,7 +37,9 @@ def expressions() -> list[str]:
 
 async def exported(open_gateway: OpenScripted, folder: Path) -> dict[str, set[str]]:
     """Label names by sample name, of a gateway that did something of everything that has labels."""
-    gateway, _ = await open_gateway(max_sandboxes=1, audit_log=str(folder / "audit.log"))
+    prices = folder / "prices.toml"
+    prices.write_text('currency = "EUR"\n')
+    gateway, _ = await open_gateway(max_sandboxes=1, audit_log=str(folder / "audit.log"), prices=prices)
     session = await gateway.session()
     await gateway.gateway.sessions.hibernator.hibernate(session)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-session-id: {session}")

@@ -27,3 +27,22 @@ def test_rows_of_sessions_and_warm_pools_are_no_tenants() -> None:
     })  # fmt: skip
 
     assert {tenant: dict(amounts) for tenant, amounts in totals.by_tenant.items()} == {"acme": {"requests": 1.0}}
+
+
+def test_costs_are_those_of_the_rows_and_warm_pools_have_their_own() -> None:
+    """Each row is priced as it is counted, a session's rows not again; without prices there are no costs."""
+    totals = TenantTotals()
+    totals.count({UsageKey(0, "acme", "r"): {Quantity.REQUESTS: 1.0}})
+    assert (totals.costs, totals.currency) == ({}, None)
+    totals.set_prices(
+        "EUR", lambda key, amounts: {"cost": 2.0 * amounts[Quantity.REQUESTS], "warmPoolCost": float(key.runtime)}
+    )
+    totals.count({
+        UsageKey(0, "acme", "1"): {Quantity.REQUESTS: 1.0},
+        UsageKey(0, "acme", "2"): {Quantity.REQUESTS: 2.0},
+        UsageKey(0, "acme", "2", "", "s1"): {Quantity.REQUESTS: 2.0},
+        UsageKey(0, "", "9"): {Quantity.REQUESTS: 0.0},
+    })  # fmt: skip
+
+    assert totals.costs["acme"]["cost"] == 6.0
+    assert totals.warm_pool_cost == 9.0
