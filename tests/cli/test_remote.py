@@ -116,7 +116,9 @@ def test_rm_all_asks_and_spares_what_was_used_lately(server: Server, environ: di
 
 def test_exit_statuses_tell_what_kind_of_failure_it_was(server: Server, environ: dict[str, str]) -> None:
     """2 a wrong command line, 3 no gateway, 4 no such thing; 125 of run and exec, whose others are the command's."""
-    assert wakegate(environ, "get", "nosuch").returncode == 4
+    missing = wakegate(environ, "get", "nosuch")
+    assert missing.returncode == 4
+    assert "`wakegate ls --state all` shows" in missing.stderr
     assert wakegate(environ, "exec", "nosuch", "true").returncode == 125
     assert wakegate(environ, "ls", WAKEGATE_URL="http://127.0.0.1:1").returncode == 3
     assert wakegate(environ, "run", "true", WAKEGATE_URL="http://127.0.0.1:1").returncode == 125

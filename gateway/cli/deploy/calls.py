@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from wakegate_client.calls import Call, read_json
@@ -13,8 +13,8 @@ def _agent(name: str, tail: str = "") -> str:
     return f"/v1/agents/{quote(name, safe='')}{tail}"
 
 
-def upload_bundle(archive: bytes) -> Call[Any]:
-    """Answers `{"digest"}`."""
+def upload_bundle(archive: IO[bytes]) -> Call[Any]:
+    """Answers `{"digest"}`. The archive is read while it is sent."""
     return Call("POST", "/v1/agent-bundles", read_json, content=archive, slow=True)
 
 

@@ -14,6 +14,7 @@ from gateway.cli.deploy.calls import change_agent, create_agent, get_agent, inst
 from gateway.cli.deploy.entry import CANDIDATES, Entry, EntryError, find_entry
 from gateway.cli.deploy.pack import PackError, bundle_of, files_of
 from gateway.cli.remote.connection import Target, over_api
+from gateway.cli.remote.progress import Counted, transfer, waiting
 from gateway.cli.remote.screen import plain
 from gateway.core.errors import SettingsError
 from wakegate_client import Client
@@ -60,9 +61,11 @@ def deploy(
     packages = _requirements(folder, requirements)
     print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
     environment = _install(gateway, packages) if packages else ""
+    with transfer(f"{name}: upload", len(bundle)) as advance:
+        digest = gateway.send(upload_bundle(Counted(bundle, advance)))["digest"]
     spec = spec_of(found, port, pool, _environment(env or []))
     spec["wakegate"] = reach_of(egress or [], secret or [])
-    fields: dict[str, Any] = {"spec": spec, "bundle": gateway.send(upload_bundle(bundle))["digest"]}
+    fields: dict[str, Any] = {"spec": spec, "bundle": digest}
     fields |= {"environment": environment, "strategy": {"canary": {"weight": canary}} if canary else {}}
     try:
         agent = gateway.send(change_agent(name, fields))
@@ -71,7 +74,8 @@ def deploy(
             raise
         spec["wakegate"] = {field: value for field, value in spec["wakegate"].items() if value is not None}
         agent = gateway.send(create_agent(name, fields))
-    agent = _wait(gateway, name, agent["latestRevision"])
+    with waiting(f"revision {agent['latestRevision']} of {name} is being started"):
+        agent = _wait(gateway, name, agent["latestRevision"])
     print(f"revision {agent['revision']} serves")
     print(f"{target.url.rstrip('/')}{agent['path']}")
 
@@ -92,7 +96,8 @@ def _requirements(folder: Path, given: str) -> str:
 def _install(gateway: Client, requirements: str) -> str:
     """The digest of the packages, which the gateway installs unless it has them."""
     print("packages: being installed, unless they were before", flush=True)
-    built = gateway.send(install(requirements))
+    with waiting("packages are being installed"):
+        built = gateway.send(install(requirements))
     print("packages: here already" if built["cached"] else f"packages: installed in {built['seconds']:.1f} s")
     return str(built["digest"])
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from gateway.cli.registry import COMMANDS, LOCAL
+from gateway.cli.remote.advice import advice, advice_unreachable
 from gateway.cli.remote.screen import plain
 from gateway.core.errors import SettingsError
 from wakegate_client import APIError, UnreachableError
@@ -30,10 +31,10 @@ def run(words: Sequence[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else USAGE
     except APIError as error:
-        print(f"wakegate: {plain(error)}", file=sys.stderr)
+        _say(str(error), advice(error))
         return NOT_RUN if name in _PASSING_ON else _status_of(error)
     except UnreachableError as error:
-        print(f"wakegate: {plain(error)}; is a gateway running there? --url names another", file=sys.stderr)
+        _say(str(error), advice_unreachable(str(error)))
         return NOT_RUN if name in _PASSING_ON else UNREACHABLE
     except SettingsError as error:
         for problem in error.problems:
@@ -49,6 +50,10 @@ def run(words: Sequence[str]) -> int:
         print(f"wakegate: {where}{error.strerror or error}", file=sys.stderr)
         return NOT_RUN if name in _PASSING_ON else REFUSED
     return 0
+
+
+def _say(what: str, to_do: str) -> None:
+    print(f"wakegate: {plain(what)}{'; ' if to_do else ''}{to_do}", file=sys.stderr)
 
 
 def complete() -> int:

@@ -9,13 +9,13 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Protocol
+from typing import IO, Annotated, Any
 
 import typer
 
 from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.progress import Advance, transfer
 from gateway.cli.remote.screen import note, plain
 from gateway.core.errors import SettingsError
 from gateway.core.tar import read_tar
@@ -24,12 +24,6 @@ from wakegate_client.calls import file_path, in_sandbox
 
 _CHUNK_BYTES = 256 << 10
 _REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127}):(.*)", re.DOTALL)
-
-
-class _Advance(Protocol):
-    """Told of bytes that were moved."""
-
-    def __call__(self, moved: int) -> None: ...
 
 
 @over_api
@@ -59,25 +53,25 @@ def cp(
 
 def _upload(gateway: Client, source: str, session: str, path: str) -> None:
     if source == "-":
-        with _progress("standard input", None) as advance:
+        with transfer("standard input", None) as advance:
             gateway.write_file(session, path, _chunks(sys.stdin.buffer, advance))
         return
     here = Path(source)
     if path in ("", ".") or path.endswith("/"):
         path = str(PurePosixPath(path or ".") / here.resolve().name)
     if not here.is_dir():
-        with open(here, "rb") as file, _progress(here.name, os.fstat(file.fileno()).st_size) as advance:
+        with open(here, "rb") as file, transfer(here.name, os.fstat(file.fileno()).st_size) as advance:
             gateway.write_file(session, path, _chunks(file, advance))
         return
     gateway.send(in_sandbox("POST", session, "/api/fs/mkdir", json={"path": path, "parents": True}))
-    with _progress(here.name, None) as advance:
+    with transfer(here.name, None) as advance:
         params = {"path": path, "overwrite": "true"}
         gateway.send(
             in_sandbox("PUT", session, "/api/fs/archive", params=params, content=_tar_of(here, advance), slow=True)
         )
 
 
-def _tar_of(folder: Path, advance: _Advance) -> Iterator[bytes]:
+def _tar_of(folder: Path, advance: Advance) -> Iterator[bytes]:
     """A tar of what is in a folder, made by a thread while it is read."""
     reading, writing = os.pipe()
     failure: list[OSError] = []
@@ -108,10 +102,11 @@ def _download(gateway: Client, session: str, path: str, target: str) -> None:
     headers = {"x-session-id": session}
     with gateway.stream("GET", file_path(path), headers=headers) as response:
         size = response.headers.get("content-length")
-        with _progress(path, int(size) if size else None) as advance:
+        with transfer(path, int(size) if size else None) as advance:
             if target == "-":
                 for chunk in response.iter_bytes(_CHUNK_BYTES):
                     sys.stdout.buffer.write(chunk)
+                    advance(len(chunk))
                 sys.stdout.buffer.flush()
                 return
             here = Path(target)
@@ -144,7 +139,7 @@ def _download_folder(gateway: Client, session: str, path: str, target: str) -> N
     if target.endswith("/"):
         folder = folder / _safe_name(path)
     options = {"headers": {"x-session-id": session}, "params": {"path": path or ".", "format": "tar"}}
-    with gateway.stream("GET", "/api/fs/archive", **options) as response, _progress(path or ".", None) as advance:
+    with gateway.stream("GET", "/api/fs/archive", **options) as response, transfer(path or ".", None) as advance:
         source = _Reader(response.iter_bytes(_CHUNK_BYTES), advance)
         try:
             left_out = unpack(source, folder)
@@ -188,7 +183,7 @@ def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:
 class _Reader:
     """Chunks as a file that can be read."""
 
-    def __init__(self, chunks: Iterable[bytes], advance: _Advance) -> None:
+    def __init__(self, chunks: Iterable[bytes], advance: Advance) -> None:
         self._chunks, self._rest, self._advance = iter(chunks), b"", advance
 
     def read(self, size: int) -> bytes:
@@ -204,22 +199,7 @@ class _Reader:
         return data[:size]
 
 
-def _chunks(file: Any, advance: _Advance) -> Iterator[bytes]:
+def _chunks(file: Any, advance: Advance) -> Iterator[bytes]:
     while chunk := file.read(_CHUNK_BYTES):
         yield chunk
         advance(len(chunk))
-
-
-@contextmanager
-def _progress(what: str, size: int | None) -> Iterator[_Advance]:
-    """A bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda moved: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(plain(what), total=size)
-        yield lambda moved: bar.advance(task, moved)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.remote.connection import SessionId, complete_session, over_api
+from gateway.cli.remote.progress import waiting
 from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, table_of
 from gateway.core.errors import SettingsError
 from gateway.core.units import parse_lifetime
@@ -51,9 +52,10 @@ def create(
     wakegate create -r default/my-interpreter --idle-timeout 5m --metadata purpose=demo -o json
     """
     fields = dict(_pair(each) for each in metadata or ())
-    made = gateway.create_session(
-        runtime or None, ttl=ttl or None, idle_timeout=idle_timeout or None, metadata=fields or None
-    )
+    with waiting("a sandbox is being started"):
+        made = gateway.create_session(
+            runtime or None, ttl=ttl or None, idle_timeout=idle_timeout or None, metadata=fields or None
+        )
     show([made], COLUMNS, output, one=True)
 
 
@@ -110,13 +112,18 @@ def pause(gateway: Client, sessions: OptionalIds = None, all_: All = False, olde
     wakegate pause ID
     wakegate pause --all --older-than 2h
     """
-    _each(gateway, _chosen(gateway, sessions, all_, older_than, state="active"), gateway.hibernate, "hibernated")
+    _each(
+        _chosen(gateway, sessions, all_, older_than, state="active"),
+        gateway.hibernate,
+        "hibernated",
+        "is being put to sleep",
+    )
 
 
 @over_api
 def wake(gateway: Client, sessions: Ids) -> None:
     """Give hibernated sessions their sandboxes back ahead of their next request."""
-    _each(gateway, sessions, gateway.wake, "awake")
+    _each(sessions, gateway.wake, "awake", "is being woken")
 
 
 @over_api
@@ -136,15 +143,17 @@ def rm(
     chosen = _chosen(gateway, sessions, all_, older_than)
     if all_ and chosen and not yes:
         typer.confirm(f"End {len(chosen)} session{'s' if len(chosen) > 1 else ''}?", abort=True, err=True)
-    _each(gateway, chosen, gateway.end_session, "ended")
+    _each(chosen, gateway.end_session, "ended", "is being ended")
 
 
-def _each(gateway: Client, sessions: Iterable[str], act: Callable[[str], Any], done: str) -> None:
+def _each(sessions: Sequence[str], act: Callable[[str], Any], done: str, under_way: str) -> None:
     """Do it to each, say so, and fail at the end if one could not be done."""
     failed: APIError | None = None
-    for session in sessions:
+    for number, session in enumerate(sessions, 1):
+        of = f", {number} of {len(sessions)}" if len(sessions) > 1 else ""
         try:
-            act(session)
+            with waiting(f"{session} {under_way}{of}"):
+                act(session)
             print(f"{plain(session)} {done}")
         except APIError as error:
             if failed is not None:
