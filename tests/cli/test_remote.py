@@ -19,7 +19,11 @@ import pexpect
 import pytest
 import yaml
 
+from gateway.autoscaler.pool import Pool
+from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.cli.registry import COMMANDS, LOCAL
+from gateway.cli.remote import pools
+from tests.support.autoscaler import runtime
 from tests.support.redis_server import free_port
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
@@ -324,6 +328,16 @@ def test_commands_about_the_gateway_answer(server: Server, environ: dict[str, st
         assert "_WAKEGATE_COMPLETE" in wakegate(environ, "completion", shell).stdout
     words = {"_WAKEGATE_COMPLETE": "complete_bash", "COMP_WORDS": "wakegate po", "COMP_CWORD": "1"}
     assert set(wakegate({**environ, **words}).stdout.split()) == {"pools", "port-forward"}
+
+
+def test_pools_that_were_not_looked_at_yet_are_shown(server: Server, environ: dict[str, str]) -> None:
+    """In the first second of a gateway there is no forecast and no size; and --url may stand behind the command."""
+    unseen = Pool.make(runtime(), AutoscalerSettings(), None).explain()
+    assert (unseen["pool"], unseen["demand"]) == (None, None)
+    assert [cell(unseen) for cell in pools._COLUMNS.values()][2:5] == [0, None, None]
+    assert {row["name"] for row in pools._facts(unseen)} == {"runtime", "why", "target", "lead time", "rule"}
+    listed = wakegate({**environ, "WAKEGATE_URL": "http://127.0.0.1:1"}, "pools", "--url", server.url, "-o", "name")
+    assert listed.stdout == "code-interpreters/default/my-interpreter\n", listed.stderr
 
 
 def test_bench_times_each_step_and_leaves_nothing(server: Server, environ: dict[str, str]) -> None:

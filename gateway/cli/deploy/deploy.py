@@ -60,6 +60,7 @@ def deploy(
     name = name or _name_of(folder)
     packages = _requirements(folder, requirements)
     print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
+    # What is likeliest to fail comes first: a name of a package that is wrong leaves no bundle and no revision behind.
     environment = _install(gateway, packages) if packages else ""
     with transfer(f"{name}: upload", len(bundle)) as advance:
         digest = gateway.send(upload_bundle(Counted(bundle, advance)))["digest"]
@@ -67,6 +68,8 @@ def deploy(
     spec["wakegate"] = reach_of(egress or [], secret or [])
     fields: dict[str, Any] = {"spec": spec, "bundle": digest}
     fields |= {"environment": environment, "strategy": {"canary": {"weight": canary}} if canary else {}}
+    # A revision first, an agent if there is none: to ask beforehand would be a third request, whose answer may be
+    # wrong by the time of the second when two deploy at once.
     try:
         agent = gateway.send(change_agent(name, fields))
     except APIError as error:
@@ -139,6 +142,8 @@ def spec_of(entry: Entry, port: int, pool: int, environment: dict[str, str]) -> 
 
 def _wait(gateway: Client, name: str, revision: int) -> dict[str, Any]:
     """Until new sessions get the revision, or have tried it. Raises SettingsError where it has failed."""
+    # Looked at ten times a second, for two minutes: a start takes a second or two, and the events of the agent name the
+    # reason as soon as it fails. The stream of /v1/events has sessions and pools, not revisions.
     until = time.monotonic() + _WAIT_S
     while True:
         agent: dict[str, Any] = gateway.send(get_agent(name))
@@ -180,6 +185,7 @@ def _sources(files: dict[str, Path]) -> dict[str, str]:
 
 
 def _name_of(folder: Path) -> str:
+    # A DNS label, as names of agents are: My_Agent (2) -> my-agent-2.
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
     if not name:
         raise SettingsError([f"{folder}: name the agent with --name"])

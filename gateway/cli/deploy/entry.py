@@ -74,6 +74,7 @@ def _ordered(sources: Mapping[str, str]) -> Sequence[str]:
 
 def _apps(file: str, source: str) -> list[tuple[str, str]]:
     """(kind, name) of each object at a module's top level that a server could take, the last one first."""
+    # Parsed and never imported: an import runs the agent here, with this person's rights and without its packages.
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:

@@ -11,6 +11,8 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+# What makes a bundle large, or wrong on another machine, and .env, which has secrets: a bundle is kept by the gateway
+# and unpacked in every sandbox. --secret lets the agent use one that is in neither.
 SKIPPED = (
     ".git", ".hg", ".svn", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".env", ".mypy_cache",
     ".pytest_cache", ".ruff_cache", ".DS_Store", "*.egg-info",
@@ -39,6 +41,7 @@ def files_of(folder: Path) -> dict[str, Path]:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError):
             raise PackError(f"{name}: is a link that leads nowhere") from None
+        # What is meant is the folder: a link to ~/.ssh in it, which a cloned repository may bring, is not to go along.
         if not real.is_relative_to(root):
             raise PackError(f"{name}: leads out of the folder, to {real}; copy it in, or list it in {IGNORE_FILE}")
         info = real.stat()
@@ -62,6 +65,8 @@ def bundle_of(files: Mapping[str, Path], added: Mapping[str, bytes]) -> bytes:
             executable = name in files and bool(files[name].stat().st_mode & 0o100)
             content = added[name] if name in added else files[name].read_bytes()
             member = tarfile.TarInfo(name)
+            # No time, no owner: the gateway knows a bundle by its digest, and a checkout or another user of the same
+            # files must not be another bundle. Of the mode it is whether the owner may run it.
             member.size, member.mode = len(content), 0o755 if executable else 0o644
             archive.addfile(member, io.BytesIO(content))
     return gzip.compress(raw.getvalue(), compresslevel=6, mtime=0)
@@ -78,6 +83,7 @@ def _ignored(folder: Path) -> list[str]:
 def _walk(folder: Path, patterns: list[str]) -> Iterator[Path]:
     for where, folders, names in os.walk(folder):
         here = Path(where)
+        # Taken out of the list that os.walk goes on with: node_modules is not even looked into.
         for name in list(folders):
             relative = (here / name).relative_to(folder).as_posix()
             if _matches(name, relative, patterns):

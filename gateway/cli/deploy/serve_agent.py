@@ -42,6 +42,8 @@ def serve_asgi(app: Any, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, access_log=False)
 
 
+# A thread per request: an agent waits for a model most of the time, and one at a time would let a second conversation
+# of the session wait for minutes. Loopback everywhere: picod, in the same sandbox, brings the requests.
 class _Threading(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
@@ -76,6 +78,8 @@ def serve_runnable(agent: Any, port: int) -> None:
             try:
                 length = int(self.headers.get("content-length") or 0)
                 if length > MAX_BODY_BYTES:
+                    # The body is not read, so the connection ends: its bytes would be taken for the next request.
+                    self.close_connection = True
                     return self._answer(413, {"error": "the body is too large"})
                 body = json.loads(self.rfile.read(length) or b"{}")
                 if not isinstance(body, dict) or "input" not in body:
@@ -101,6 +105,7 @@ def serve_runnable(agent: Any, port: int) -> None:
             self.wfile.write(data)
 
         def _stream(self, given: Any, config: Any) -> None:
+            # No length is known, and chunks would have to be written by hand: the end of the connection is the end.
             self.close_connection = True
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
@@ -137,6 +142,7 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, str | int | float | bool) or value is None:
         return value
+    # Of pydantic 2 and of pydantic 1, which older versions of LangChain have.
     for method in ("model_dump", "dict"):
         if hasattr(value, method):
             return plain(getattr(value, method)())

@@ -29,6 +29,8 @@ def open_port(
     Where the gateway wants a key, the address has a token for this port alone, for an hour.
     """
     url = gateway.port_url(session, port)
+    # An address stays in the browser's history and in logs on the way: so it has a token for one port and one hour,
+    # and never the key, which is worth all sessions.
     if target.key:
         path = of_session(session, "/tokens")
         made = gateway.send(Call("POST", path, read_json, json={"ttl": _TOKEN_TTL, "ports": [port]}))

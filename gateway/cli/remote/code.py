@@ -18,7 +18,7 @@ from wakegate_client import Client
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PICTURES = {"image/png": ("png", _PNG), "image/jpeg": ("jpg", b"\xff\xd8\xff")}
-_KITTY_CHUNK = 4096
+_KITTY_CHUNK = 4096  # characters of base64 that one escape sequence of its protocol may have
 _FAILED = 1
 
 
@@ -40,6 +40,7 @@ def code(
     echo 'print(x + 1)' | wakegate code ID
     """
     source = text or (sys.stdin.read() if file == "-" else Path(file).read_text())
+    # For a program its bytes as they are; a terminal would obey what code that a model wrote prints.
     raw = not sys.stdout.isatty()
     pictures = _Pictures(save)
     failed = False
@@ -85,10 +86,12 @@ class _Pictures:
 
     def show(self, encoded: str, ending: str, magic: bytes) -> bool:
         """False for what is no such picture: a sandbox may say anything."""
+        # Not validated: old versions of IPython break the lines of base64, as MIME does.
         try:
             data = b64decode(encoded, validate=False)
         except (Base64Error, ValueError):
             return False
+        # By its first bytes: the type is the sandbox's word, and a terminal that draws pictures has decoders to attack.
         if not data.startswith(magic):
             return False
         # Base64 made here, since what the sandbox sent goes to no terminal.

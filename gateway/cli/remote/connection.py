@@ -82,6 +82,7 @@ def find_target(*, url: str = "", api_key: str = "", context: str = "", ca: str 
     found = url or environ.get("WAKEGATE_URL") or saved.get("url") or DEFAULT_URL
     if not found.startswith(("http://", "https://")):
         raise SettingsError([f"{found}: is no address of a gateway; expected http://HOST:PORT or https://HOST"])
+    # To the address that it was remembered with and no other: see above.
     same = found.rstrip("/") == str(saved.get("url", "")).rstrip("/")
     key = api_key or environ.get("WAKEGATE_API_KEY") or (saved.get("key", "") if same else "")
     return Target(found, key, ca or environ.get("WAKEGATE_CA") or (saved.get("ca", "") if same else ""))
@@ -107,6 +108,7 @@ def over_api(command: Callable[..., Any]) -> Callable[..., Any]:
 
     `target: Target`, where it asks for that as well, is what the client was made of.
     """
+    # Not options of `wakegate` itself: those would have to stand before the command, and people add --url at the end.
     signature = inspect.signature(command, eval_str=True)
     own = [each for each in signature.parameters.values() if each.name not in ("gateway", "target")]
     added = [

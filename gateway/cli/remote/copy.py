@@ -23,6 +23,7 @@ from wakegate_client import APIError, Client, UnreachableError
 from wakegate_client.calls import file_path, in_sandbox
 
 _CHUNK_BYTES = 256 << 10
+# No slash in an id: `./a:b` and `/tmp/a:b` are files of this machine whose names have a colon.
 _REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127}):(.*)", re.DOTALL)
 
 
@@ -57,6 +58,7 @@ def _upload(gateway: Client, source: str, session: str, path: str) -> None:
             gateway.write_file(session, path, _chunks(sys.stdin.buffer, advance))
         return
     here = Path(source)
+    # As cp does it: into a folder under its own name. `resolve`, as `..` and `.` have none.
     if path in ("", ".") or path.endswith("/"):
         path = str(PurePosixPath(path or ".") / here.resolve().name)
     if not here.is_dir():
@@ -73,6 +75,8 @@ def _upload(gateway: Client, source: str, session: str, path: str) -> None:
 
 def _tar_of(folder: Path, advance: Advance) -> Iterator[bytes]:
     """A tar of what is in a folder, made by a thread while it is read."""
+    # A pipe, which holds 64 KiB: the folder is neither in memory nor, as an archive beside it, once more on the disk.
+    # tarfile writes and httpx reads, each when it wants to, so one of them needs a thread.
     reading, writing = os.pipe()
     failure: list[OSError] = []
 
@@ -112,6 +116,7 @@ def _download(gateway: Client, session: str, path: str, target: str) -> None:
             here = Path(target)
             if here.is_dir() or target.endswith("/"):
                 here = here / _safe_name(path)
+            # Beside it and renamed: a copy that breaks off leaves the file that was here, not the half of another.
             half = here.with_name(f".{here.name}.{os.getpid()}")
             try:
                 with open(half, "xb") as file:

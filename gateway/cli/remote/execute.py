@@ -63,6 +63,7 @@ def run(
     try:
         status = _execute(gateway, target, session, command, interactive, tty, workdir, env)
     finally:
+        # After Ctrl-C and errors as well: nobody knows the id of this session, which would stay until its timeout.
         if keep:
             note(f"session {session}")
         else:
@@ -93,6 +94,7 @@ def execute(
     wakegate exec -d ID python3 -m http.server 8000
     """
     if detach:
+        # Not the stream below, which is answered to the end of the command: this is answered with the id, at once.
         body = {"command": command, "working_dir": workdir, "env": dict(_variable(each) for each in env or ())}
         print(plain(gateway.send(in_sandbox("POST", session, "/api/processes", json=body))["id"]))
         return
@@ -133,15 +135,20 @@ def _stream(
             if event.name == "start":
                 process = interrupts.process = str(event.data["id"])
                 if interactive:
+                    # A daemon: a read from a terminal ends with a key, which may not come once the command is over.
                     threading.Thread(target=_feed, args=(gateway, session, process), daemon=True).start()
             elif event.name in outputs:
+                # In base64: what a command prints need not be UTF-8, and an event is JSON. Flushed at each piece, as
+                # its writer did not wait for more either; a progress bar would come all at once.
                 outputs[event.name].write(b64decode(event.data["data"]))
                 outputs[event.name].flush()
             elif event.name == "exit":
                 break
         else:
             raise UnreachableError("the command's output broke off; it may run on")
-    with suppress(APIError, UnreachableError):  # its entry in the list of processes
+    # Its entry in the list of processes, which picod keeps for who comes back; nobody comes back to this one. That it
+    # could not be deleted is no reason to lose the status.
+    with suppress(APIError, UnreachableError):
         gateway.send(in_sandbox("DELETE", session, f"/api/processes/{process}"))
     return int(event.data["exit_code"])
 

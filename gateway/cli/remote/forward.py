@@ -28,6 +28,7 @@ _MAX_CONNECTIONS = 128
 _CHUNK_BYTES = 64 << 10
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
 _COOKIE_PATH = re.compile(rb"(?i)(;\s*path=)([^;]*)")
+# Those of one connection, and who the page says that it is: the key of this command takes their place.
 _DROPPED = (b"host", b"connection", b"authorization", b"x-api-key", b"proxy-connection", b"keep-alive")
 
 
@@ -99,6 +100,7 @@ class _Connections:
                 writer.write(response_head(await _head(answers), self._prefix))
                 await _pump(answers, writer)
             finally:
+                # The answer's end is the exchange's: an upload that it refused would otherwise be read to its end.
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
         except _RefusedError as refused:
@@ -140,6 +142,8 @@ def request_head(head: bytes, prefix: bytes, host: bytes, key: str) -> bytes:
     hosts = [line.partition(b":")[2].strip() for name, line in pairs if name == b"host"]
     if len(hosts) != 1 or not is_loopback(urlsplit(b"//" + hosts[0]).hostname or b""):
         raise _RefusedError(421, "this address answers to names of this machine only")
+    # One request a connection: behind its head bytes pass unread, so a second request on it would go without the path
+    # and the key. A WebSocket is one request, and stays open.
     upgrade = any(name == b"upgrade" for name, _ in pairs)
     kept = [line for name, line in pairs if name not in _DROPPED]
     kept += [b"Host: " + host, b"Connection: " + (b"Upgrade" if upgrade else b"close")]
@@ -155,6 +159,7 @@ def response_head(head: bytes, prefix: bytes) -> bytes:
         name, _, value = line.partition(b":")
         if name.lower() == b"location":
             before, found, after = value.partition(prefix)
+            # /v1/sessions/ID/ports/8000/login -> /login, also behind http://HOST; what leads elsewhere stays.
             if found and (not before.strip() or b"://" in before):
                 lines[number] = name + b": " + (after if after.startswith(b"/") else b"/" + after)
         elif name.lower() == b"set-cookie":

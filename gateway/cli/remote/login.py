@@ -48,7 +48,9 @@ def login(
         return
     if not url.startswith(("http://", "https://")):
         raise SettingsError([f"--url {url}: expected http://HOST:PORT or https://HOST"])
+    # Never a flag: arguments are in the shell's history, and every user of the machine sees them in /proc.
     key = "" if no_key else (getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    # Tried before it is remembered: a key with a letter missing fails here, and not in the next command.
     with connect(Target(url, key, ca)) as gateway:
         caller = gateway.caller()
     contexts[name] = {"url": url, "key": key, "ca": ca}

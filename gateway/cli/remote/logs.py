@@ -35,6 +35,8 @@ def logs(
         words = " ".join(map(str, each.get("command") or [each.get("name", "")]))
         print("  ".join(plain(each.get(name)) for name in ("started_at", "id", "state")), plain(words), sep="  ")
     after = events[-1]["id"] if events else ""
+    # A stream ends when its gateway stops in order; the next request finds another gateway, or none, which ends this.
+    # The last id goes with it, so that nothing is said twice and, in the same gateway, nothing is left out.
     while follow:
         headers = {"accept": "text/event-stream", **({"last-event-id": after} if after else {})}
         try:
@@ -49,6 +51,7 @@ def logs(
 
 def _processes(gateway: Client, session: str) -> list[dict[str, Any]]:
     """Those that picod knows; none where the session sleeps (asking would wake it) or may not be looked into."""
+    # Looked at first: the request below goes to the sandbox, and a log must not be what wakes a session.
     if gateway.get_session(session)["state"] != "active":
         return []
     try:

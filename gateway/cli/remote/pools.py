@@ -12,35 +12,31 @@ from gateway.cli.remote.screen import Format, Output, print_document, show
 from wakegate_client import APIError, Client
 
 app = typer.Typer(invoke_without_command=True)
+# `pool` and `demand` are null until the pool has been looked at, which is in the first second of a gateway's life, and
+# later where a runtime has just been added.
 _COLUMNS = {
     "RUNTIME": lambda each: each["runtime"],
     "MODE": lambda each: each["mode"],
     "TARGET": lambda each: each["target"],
-    "READY": lambda each: each["pool"]["ready"],
-    "STARTING": lambda each: each["pool"]["starting"],
-    "EXPECTED CLAIMS": lambda each: each["demand"].get("expectedClaims"),
+    "READY": lambda each: (each["pool"] or {}).get("ready"),
+    "STARTING": lambda each: (each["pool"] or {}).get("starting"),
+    "EXPECTED CLAIMS": lambda each: (each["demand"] or {}).get("expectedClaims"),
     "WHY": lambda each: each["why"],
 }
 
 
+# `invocation`: --context is a flag of every command, so that name is taken.
 @app.callback()
-def pools(context: typer.Context, output: Output = Format.TABLE) -> None:
+@over_api
+def pools(gateway: Client, invocation: typer.Context, output: Output = Format.TABLE) -> None:
     """Warm pools with their sizes, and why.
 
     \b
     wakegate pools
     wakegate pools explain my-interpreter
     """
-    if context.invoked_subcommand is None:
-        _list(output=output)
-
-
-def _list(*, output: Format) -> None:
-    @over_api
-    def listed(gateway: Client) -> None:
+    if invocation.invoked_subcommand is None:
         show(gateway.autoscaler()["pools"], _COLUMNS, output, name="runtime")
-
-    listed(url="", api_key="", context="", ca="")
 
 
 @app.command("ls")
@@ -68,17 +64,18 @@ def explain(
 
 
 def _facts(pool: Mapping[str, Any]) -> list[dict[str, Any]]:
-    demand, lead = pool["demand"], pool["leadTime"]
+    demand, lead, size = pool["demand"], pool["leadTime"], pool["pool"]
     facts = {
         "runtime": pool["runtime"],
         "why": pool["why"],
         "target": f"{pool['target']} (from {pool['min']} to {pool['max']}, {pool['mode']})",
-        "now": f"{pool['pool']['ready']} ready, {pool['pool']['starting']} starting, {pool['pool']['claimed']} in use",
-        "forecast": f"{demand.get('expectedClaims')} claims in the next {demand.get('horizon')} s,"
-        f" {demand.get('recentClaims')} came lately",
-        "misses": f"{demand.get('expectedMissesPerHour')} an hour expected",
+        "now": size and f"{size['ready']} ready, {size['starting']} starting, {size['claimed']} in use",
+        "forecast": demand
+        and f"{demand['expectedClaims']} claims in the next {demand['horizon']} s,"
+        f" {demand['recentClaims']} came lately",
+        "misses": demand and f"{demand['expectedMissesPerHour']} an hour expected",
         "lead time": f"{lead['planned']} s planned; measured p50 {lead['p50']}, p90 {lead['p90']}",
         "rule": f"{pool['rule']}, {pool['stocking']}",
-        "error": pool["error"] or pool["pool"]["lastError"],
+        "error": pool["error"] or (size and size["lastError"]),
     }
     return [{"name": name, "value": value} for name, value in facts.items() if value]

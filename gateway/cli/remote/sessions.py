@@ -142,6 +142,7 @@ def rm(
     """
     chosen = _chosen(gateway, sessions, all_, older_than)
     if all_ and chosen and not yes:
+        # On standard error: `wakegate rm --all > ended` would put the question into the file, and wait for ever.
         typer.confirm(f"End {len(chosen)} session{'s' if len(chosen) > 1 else ''}?", abort=True, err=True)
     _each(chosen, gateway.end_session, "ended", "is being ended")
 
@@ -149,6 +150,8 @@ def rm(
 def _each(sessions: Sequence[str], act: Callable[[str], Any], done: str, under_way: str) -> None:
     """Do it to each, say so, and fail at the end if one could not be done."""
     failed: APIError | None = None
+    # One that fails keeps no other from its turn: among a hundred that are ended one has often just ended by itself.
+    # What failed last is the exit status, what failed before it is said at once.
     for number, session in enumerate(sessions, 1):
         of = f", {number} of {len(sessions)}" if len(sessions) > 1 else ""
         try:
@@ -177,6 +180,7 @@ def _chosen(
         least = parse_lifetime(older_than) if older_than else 0.0
     except ValueError as error:
         raise SettingsError([f"--older-than: {error}"]) from error
+    # All ids before the first is ended, so that no page is read of a list that this command is changing.
     return [each["id"] for each in gateway.list_sessions(state=state, limit=1000) if _unused(each) >= least]
 
 

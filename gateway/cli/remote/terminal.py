@@ -119,11 +119,14 @@ class _Attached:
         self._socket = socket
         self.status = _DETACHED
         self.terminal = ""
-        self._woken, self._wake = os.pipe()  # a byte when the other side has ended, or the window's size changed
+        # select() waits for descriptors alone, so what else happens becomes a byte in a pipe: e, the other side has
+        # ended; r, the window's size changed. A time-out instead would look ten times a second, for nothing.
+        self._woken, self._wake = os.pipe()
 
     def run(self) -> _Attached:
         """Until one side ends. Raises UnreachableError if the connection broke."""
         printing = threading.Thread(target=self._print, daemon=True)
+        # In raw mode before the first byte comes, or that is echoed; the handler goes when the terminal is ours again.
         before = signal.signal(signal.SIGWINCH, lambda *_: os.write(self._wake, b"r"))
         try:
             with _raw():
@@ -144,6 +147,7 @@ class _Attached:
                 self._socket.send(json.dumps({"type": "resize", "cols": size.columns, "rows": size.lines}))
             if stdin in ready:
                 typed = os.read(stdin, _READ_BYTES)
+                # In one read with other keys where text is pasted: what stands before it is still typed.
                 before, detach, _ = typed.partition(DETACH)
                 if before:
                     self._socket.send(before)
@@ -171,6 +175,8 @@ class _Attached:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
+    # os.write takes a part where the terminal is slow, or is held by Ctrl-S; print() would keep the rest in a buffer
+    # of this process and show escape sequences torn in two.
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -61,6 +61,7 @@ def _look(gateway: Client) -> dict[str, Any]:
                         pairs = dict(_LABEL.findall(labels))
                         by_runtime[name, pairs.get("runtime", ""), pairs.get("start", "")] = value
     except APIError as error:
+        # A member's key may not read metrics, and is shown its sessions and the pools all the same.
         if error.status != 403:
             raise
     states = Counter(each["state"] for each in gateway.list_sessions(limit=1000))
@@ -80,6 +81,7 @@ def _summary(look: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
         f"requests   {flight:.0f} in flight, {held:.0f} wait for a sandbox",
     ]
     if last is not None:
+        # Rates are between two looks, so the first has none: since the start they would hide what happens now.
         seconds = max(look["at"] - last["at"], 1e-3)
 
         def rate(name: str) -> float:
