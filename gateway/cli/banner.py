@@ -44,8 +44,10 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     name = f"{first.namespace}/{first.name}"
     curl = 'curl -s -H "authorization: Bearer $KEY"' if requires_identity(settings) else "curl -s"
     invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/"
+    # python3 and not jq: it is there, as this is a program in it.
     pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
-    lines = [f"  {curl} -i {invoke}"]  # an agent's paths and bodies are not known here
+    # An agent's paths and bodies are not known here, so its example shows the head of whatever it answers.
+    lines = [f"  {curl} -i {invoke}"]
     if first.kind is not Kind.AGENT_RUNTIME:
         lines = [
             f"""  {curl} {invoke}api/execute -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",

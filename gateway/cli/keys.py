@@ -86,6 +86,8 @@ def _list(found: Sequence[APIKey], *, as_json: bool) -> None:
 def _seconds(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
+    # A key that has ended when it is made is a mistake, and so is an overlap of nothing that was written down: -1 for
+    # what is no duration makes both one refusal.
     try:
         seconds = parse_lifetime(text)
     except ValueError:

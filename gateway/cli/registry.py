@@ -23,6 +23,8 @@ class Remote:
 _SESSIONS, _INSIDE, _AGENTS, _GATEWAY = "Sessions", "Inside a session", "Agents", "The gateway"
 _REMOTE = "gateway.cli.remote."
 
+# Texts and not functions: to name a function is to import its module. The line of help is here for the same reason:
+# `wakegate --help` takes it from no docstring, and imports none of them.
 COMMANDS: Mapping[str, Remote] = {
     "run": Remote(_REMOTE + "execute:run", "run a command in a new session, and end the session", _SESSIONS),
     "create": Remote(_REMOTE + "sessions:create", "make a session, and print its id", _SESSIONS),

@@ -76,7 +76,7 @@ def test_own_code_is_small_and_sets_no_markup() -> None:
 def test_person_makes_uses_puts_to_sleep_and_wakes_a_session(server: Server, tmp_path: Path) -> None:
     """A terminal, an upload, a plot, a sleep, and a key that wakes; each page accessible, in the light and the dark."""
     with page_of(server.url, color_scheme="dark") as page:
-        page.wait_for_selector("#n-active")
+        page.wait_for_selector("#n-failed:has-text('0 of')")
         check_accessible(page, "overview")
         page.click("nav >> text=Sessions")
         page.click("#create")

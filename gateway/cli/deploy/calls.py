@@ -13,6 +13,8 @@ def _agent(name: str, tail: str = "") -> str:
     return f"/v1/agents/{quote(name, safe='')}{tail}"
 
 
+# `slow`: without a limit on the time to the answer. 64 MiB over a thin line and an installation take minutes; the
+# client's 60 s would give up on what the gateway goes on with.
 def upload_bundle(archive: IO[bytes]) -> Call[Any]:
     """Answers `{"digest"}`. The archive is read while it is sent."""
     return Call("POST", "/v1/agent-bundles", read_json, content=archive, slow=True)

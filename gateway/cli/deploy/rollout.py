@@ -74,5 +74,6 @@ def _show(document: dict[str, Any]) -> None:
     if under_way is not None:
         paused = ", paused" if under_way["paused"] else ""
         print(f"revision {under_way['revision']} is {under_way['phase']} since {under_way['since']}{paused}")
+    # The newest five: what led to where it is now. `rollout history` has all revisions.
     for event in document["events"][:5]:
         print(f"{event['at']}  {event['revision']}  {plain(event['text'])}")

@@ -31,6 +31,7 @@ def config(
 
     Passwords in addresses are not shown.
     """
+    # No gateway is asked: this is what `serve` would do with these variables and this file, as read by its own code.
     arguments: Mapping[str, Any] = {"config": file or None}
     settings = load(arguments, os.environ)
     found = origins(arguments, os.environ)
@@ -48,6 +49,7 @@ def config(
 def _shown(value: Any, output: Format) -> Any:
     if isinstance(value, tuple):
         return [_shown(each, output) for each in value] if output is not Format.TABLE else ", ".join(map(str, value))
+    # Path() stands for a file that is not set, and would be shown as a dot, which is a folder.
     if isinstance(value, Path):
         return "" if value == Path() else str(value)
     return re.sub(r"(://)[^/@\s]*@", r"\1***@", value) if isinstance(value, str) else value

@@ -134,6 +134,7 @@ def complete_session(incomplete: str) -> list[str]:
         with connect(find_target()) as gateway:
             from wakegate_client.calls import list_sessions
 
+            # One page: a person waits for the Tab, and who has more sessions types more of the id.
             page = gateway.send(list_sessions({"limit": 200}))
             return [each["id"] for each in page["sessions"] if each["id"].startswith(incomplete)]
     except Exception:  # a prompt is no place for an error

@@ -54,6 +54,8 @@ def explain(
     output: Output = Format.TABLE,
 ) -> None:
     """Say why a pool has its size: the forecast, the rule, the recent changes."""
+    # A key is KIND/NAMESPACE/NAME, of which each end behind a slash will do; the first of several, as kinds may share
+    # a name.
     found = [each for each in gateway.autoscaler()["pools"] if f"/{each['runtime']}".endswith(f"/{runtime}")]
     if not found:
         raise APIError(404, "", f"no runtime {runtime} has a pool; `wakegate pools` lists them")

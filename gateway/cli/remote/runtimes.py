@@ -47,6 +47,7 @@ def validate(
     kubernetes: Annotated[bool, typer.Option("--kubernetes", help="As a gateway in a cluster reads them.")] = False,
 ) -> None:
     """Check manifests as a gateway would, without one. The exit status is 2 for one that is wrong."""
+    # Here alone: it brings the schema of manifests and YAML, which the other two verbs do without.
     from gateway.runtimes.manifest import load_runtimes
 
     for each in load_runtimes(files, engine="kubernetes" if kubernetes else "local"):

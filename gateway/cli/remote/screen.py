@@ -37,6 +37,7 @@ def plain(value: object) -> str:
     """The value as one line that no terminal obeys, of at most a few hundred characters."""
     text = "" if value is None else str(value)
     text = text if len(text) <= 8 * _MAX_CELL else text[: 8 * _MAX_CELL] + "..."
+    # Nearly all are, and this looks at a text at once: a table of 1,000 sessions has 7,000 cells.
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -47,6 +48,7 @@ def plain_lines(text: str) -> str:
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(
+        # A carriage return would let a line write over what stands before it; of a line end of Windows it is no loss.
         each if each.isprintable() or each in "\n\t" else "" if each == "\r" else each.encode("unicode_escape").decode()
         for each in text
     )
@@ -89,6 +91,7 @@ def print_table(
     """A table on standard output; in full where that is no terminal."""
     from rich.console import Console
 
+    # No markup: [red] in a session's metadata is text.
     console = Console(soft_wrap=False, highlight=False, markup=False)
     if not console.is_terminal:
         print_plain_table(rows, columns)

@@ -9,6 +9,7 @@ import typer
 
 from gateway.cli.remote.agent_names import AgentName, split_name
 from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.progress import waiting
 from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, write_answer
 from wakegate_client import Client
 from wakegate_client.calls import cancel_task, get_task, list_tasks, retry_task, task_result
@@ -88,10 +89,11 @@ def retry(gateway: Client, agent: AgentName, task: TaskId) -> None:
 
 def finish(gateway: Client, name: str, task: str, namespace: str) -> None:
     """Wait for a task's end, and print its result. Raises typer.Exit for one that has not succeeded."""
-    while True:
-        document = gateway.send(get_task(name, task, namespace, _WAIT))
-        if document["state"] not in ("queued", "running"):
-            break
+    with waiting(f"task {task} is under way"):
+        while True:
+            document = gateway.send(get_task(name, task, namespace, _WAIT))
+            if document["state"] not in ("queued", "running"):
+                break
     if document["result"] is not None:
         write_answer([gateway.send(task_result(name, task, namespace))])
     _check(document)

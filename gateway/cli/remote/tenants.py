@@ -71,6 +71,8 @@ def _limit(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise SettingsError([f"{text}: expected LIMIT=VALUE"])
+    # sessions=100 is a number, memory=64Gi and maxDuration=8h are text, and `"100"` in quotes is text too: as in JSON,
+    # which the API takes, so that a limit that is added there needs no change here.
     try:
         return name, json.loads(value)
     except ValueError:

@@ -102,7 +102,7 @@ def _pools(look: Mapping[str, Any]) -> list[dict[str, Any]]:
         counts = {
             (name, start): value
             for (name, runtime, start), value in look["by_runtime"].items()
-            if runtime.endswith("/" + key)
+            if runtime.endswith("/" + key)  # metrics have KIND/NAMESPACE/NAME, the list of runtimes has no such name
         }
         pool = each["pool"]
         rows.append({

@@ -42,6 +42,7 @@ def usage(
             columns[name.upper()] = _column(name, str, "")
     columns |= {title: _column(name, span) for title, name in _SPANS.items()}
     columns |= {title: _column(name, "{:g}".format) for title, name in _COUNTS.items()}
+    # Where the gateway knows prices: a column of zeros would be read as free.
     if any("cost" in row for row in rows):
         columns |= {title: _column(name, "{:.4f}".format) for title, name in _COSTS.items()}
     print_table(rows, columns)

@@ -7,6 +7,7 @@ const SAMPLE = /^(wakegate_[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$/;
 
 function readMetrics(text) {
   const sums = {}, starts = {}, buckets = new Map();
+  let failed = 0;
   for (const line of text.split("\n")) {
     const found = SAMPLE.exec(line);
     if (!found) continue;
@@ -14,10 +15,11 @@ function readMetrics(text) {
     sums[name] = (sums[name] || 0) + Number(value);
     const start = /start="([a-z-]+)"/.exec(labels)?.[1];
     if (name === "wakegate_claims_total" && start) starts[start] = (starts[start] || 0) + Number(value);
+    if (name === "wakegate_requests_total" && /status="5[^"]*"/.test(labels)) failed += Number(value);
     const below = /le="([^"]+)"/.exec(labels)?.[1];
     if (name === "wakegate_request_duration_seconds_bucket" && below) buckets.set(below, (buckets.get(below) || 0) + Number(value));
   }
-  return { sums, starts, buckets };
+  return { sums, starts, buckets, failed };
 }
 
 function quantile(buckets, part) {
@@ -52,6 +54,7 @@ export async function overview(place, { caller, signal, onEvent }) {
       const rate = before ? (now.sums[count] - before.sums[count]) / ((now.at - before.at) / 1000) : null;
       shown.push(card("requests a second", rate === null ? "…" : rate.toFixed(1)),
         card("half of all requests", quantile(now.buckets, 0.5)), card("95 of 100 requests", quantile(now.buckets, 0.95)),
+        card("answers with 5xx", `${now.failed} of ${now.sums.wakegate_requests_total || 0}`, "n-failed"),
         card("starts: warm, cold", `${now.starts.warm || 0}, ${now.starts.cold || 0}`),
         card("claims without a warm sandbox", now.sums.wakegate_pool_misses_total || 0));
     }
