@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from wakegate_client import APIError, Client
 app = typer.Typer(invoke_without_command=True)
 # `pool` and `demand` are null until the pool has been looked at, which is in the first second of a gateway's life, and
 # later where a runtime has just been added.
-_COLUMNS = {
+_COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     "RUNTIME": lambda each: each["runtime"],
     "MODE": lambda each: each["mode"],
     "TARGET": lambda each: each["target"],

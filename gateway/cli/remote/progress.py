@@ -25,7 +25,7 @@ _FIRST_LINE_S = 10.0
 class Advance(Protocol):
     """Told of bytes that were moved."""
 
-    def __call__(self, moved: int) -> None:
+    def __call__(self, moved: int, /) -> None:
         """`moved` more bytes."""
 
 
