@@ -37,6 +37,7 @@ from gateway.api.errors import ErrorShape, Handler, answering_errors
 from gateway.api.events import EventsAPI
 from gateway.api.health import HealthAPI
 from gateway.api.jupyter.channels import Channels
+from gateway.api.jupyter.contents import ContentsAPI
 from gateway.api.jupyter.kernels import KernelsAPI
 from gateway.api.keys import KeysAPI
 from gateway.api.loss_report import LossReportingCaller
@@ -216,6 +217,7 @@ class Surfaces:
             **AgentCubeAPI(lifecycle).handlers(),
             **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
+            **ContentsAPI(lifecycle, store, parts.caller).handlers(),
             **DifyAPI(self._runs, catalog).handlers(),
             **ManagerAPI(lifecycle, parts.hibernator, store, catalog, parts.caller).handlers(),
             **WorkspaceProxy(lifecycle, parts.caller).handlers(),

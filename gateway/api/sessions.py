@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from gateway.api.errors import ParamError
 from gateway.api.http import read_runtime
-from gateway.core.errors import BadRequestError, WakegateError
+from gateway.core.errors import BadRequestError, SessionNotFoundError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
+from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.request_headers import note_headers
 from gateway.egress.rule_entries import Entry
 from gateway.sessions.activation import Opened
@@ -67,6 +67,22 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
     if usual is None and len(served) != 1:
         raise ParamError("runtime", f"missing; name one of {_names(catalog)}")
     return usual or served[0]
+
+
+async def live_session(lifecycle: Lifecycle, request: Request, name: str, absent: Callable[[str], str]) -> Session:
+    """The session of that id, which another product's request names.
+
+    Raises SessionNotFoundError where there is none or it has ended. `absent` words it as the surface's clients know it,
+    given the reason of an end, or nothing.
+    """
+    request.state.session_id = SessionId(name)
+    try:
+        session = await lifecycle.get(SessionId(name))
+    except SessionNotFoundError:
+        raise SessionNotFoundError(absent("")) from None
+    if session.state is SessionState.TERMINATED:
+        raise SessionNotFoundError(absent(session.reason))
+    return session
 
 
 class ClientLeftError(WakegateError):

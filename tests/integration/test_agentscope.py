@@ -12,26 +12,16 @@ import httpx
 import orjson
 import pytest
 
-from tests.support.serve import Server, serve
+from tests.support.keyed import ADMIN, make_key, serve_with_keys
+from tests.support.serve import Server
 from tests.support.waiting import wait_until
-
-ADMIN = "a" * 40
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway with an admin key from a file."""
-    folder = tmp_path_factory.mktemp("wg")
-    (folder / "admin").write_text(ADMIN)
-    with serve(folder / "state", "--admin-key-file", str(folder / "admin")) as served:
+    """A gateway that asks for keys."""
+    with serve_with_keys(tmp_path_factory.mktemp("wg")) as served:
         yield served
-
-
-def make_key(server: Server, tenant: str) -> str:
-    reply = server.client.post(
-        "/v1/keys", json={"role": "member", "tenant": tenant}, headers={"authorization": f"Bearer {ADMIN}"}
-    )
-    return str(reply.json()["key"])
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,14 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from openai import OpenAI
 
-from tests.support.serve import Server, serve
-
-ADMIN = "a" * 40
+from tests.support.keyed import make_key, serve_with_keys
+from tests.support.serve import Server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway with an admin key from a file."""
-    folder = tmp_path_factory.mktemp("wg")
-    (folder / "admin").write_text(ADMIN)
-    with serve(folder / "state", "--admin-key-file", str(folder / "admin")) as served:
+    """A gateway that asks for keys."""
+    with serve_with_keys(tmp_path_factory.mktemp("wg")) as served:
         yield served
 
 
@@ -34,13 +31,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def key(server: Server) -> str:
     """A member's key of the tenant acme."""
     return make_key(server, "acme")
-
-
-def make_key(server: Server, tenant: str) -> str:
-    body = {"role": "member", "tenant": tenant}
-    reply = server.client.post("/v1/keys", json=body, headers={"authorization": f"Bearer {ADMIN}"})
-    assert reply.status_code == 201, reply.text
-    return str(reply.json()["key"])
 
 
 def test_agentcubes_sdk_with_its_auth_token(server: Server, key: str) -> None:

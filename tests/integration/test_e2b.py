@@ -22,32 +22,22 @@ from e2b import (
 )
 from e2b_code_interpreter import Sandbox  # type: ignore[import-untyped]
 
-from tests.support.serve import Server, serve
+from tests.support.keyed import make_key, serve_with_keys
+from tests.support.serve import Server
 from tests.support.waiting import wait_until
-
-ADMIN = "a" * 40
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway with an admin key from a file."""
-    folder = tmp_path_factory.mktemp("wg")
-    (folder / "admin").write_text(ADMIN)
-    with serve(folder / "state", "--admin-key-file", str(folder / "admin"), "--domain", "sandboxes.example") as served:
+    """A gateway that asks for keys."""
+    with serve_with_keys(tmp_path_factory.mktemp("wg"), "--domain", "sandboxes.example") as served:
         yield served
-
-
-def key_of(server: Server, tenant: str) -> str:
-    reply = server.client.post(
-        "/v1/keys", json={"role": "member", "tenant": tenant}, headers={"authorization": f"Bearer {ADMIN}"}
-    )
-    return str(reply.json()["key"])
 
 
 @pytest.fixture(scope="module")
 def options(server: Server) -> dict[str, Any]:
     """How a client is pointed here."""
-    return {"api_key": key_of(server, "acme"), "api_url": server.url, "sandbox_url": server.url}
+    return {"api_key": make_key(server, "acme"), "api_url": server.url, "sandbox_url": server.url}
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +189,7 @@ def test_metadata_and_timeouts_changed_elsewhere_keep_the_sandboxs_variables(
 
 def test_another_tenants_sandbox_does_not_exist(server: Server, sandbox: Sandbox, options: dict[str, Any]) -> None:
     """Neither with another tenant's key, nor without one, nor with another sandbox's token."""
-    other = {**options, "api_key": key_of(server, "other")}
+    other = {**options, "api_key": make_key(server, "other")}
     with pytest.raises(NotFoundException):
         Sandbox.connect(sandbox.sandbox_id, **other)
     assert Sandbox.list(**_control(other)).next_items() == []

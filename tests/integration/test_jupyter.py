@@ -15,26 +15,17 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from tests.support.serve import Server, serve
+from tests.support.keyed import make_key, serve_with_keys
+from tests.support.serve import Server
 
-ADMIN = "a" * 40
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway with an admin key from a file."""
-    folder = tmp_path_factory.mktemp("wg")
-    (folder / "admin").write_text(ADMIN)
-    with serve(folder / "state", "--admin-key-file", str(folder / "admin")) as served:
+    """A gateway that asks for keys."""
+    with serve_with_keys(tmp_path_factory.mktemp("wg")) as served:
         yield served
-
-
-def make_key(server: Server, tenant: str) -> str:
-    reply = server.client.post(
-        "/v1/keys", json={"role": "member", "tenant": tenant}, headers={"authorization": f"Bearer {ADMIN}"}
-    )
-    return str(reply.json()["key"])
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +226,113 @@ async def test_offsets_that_lie_close_the_connection(server: Server, kernel: str
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
         assert socket.close_code == 1003
+
+
+@pytest.fixture(scope="module")
+def files(server: Server, key: str) -> Iterator[tuple[httpx.Client, str]]:
+    """A client of the contents API, and the kernel whose files it sees."""
+    with httpx.Client(base_url=server.url, headers={"authorization": f"token {key}"}, timeout=60) as http:
+        kernel = http.post("/jupyter/api/kernels").json()["id"]
+        yield http, kernel
+        http.delete(f"/jupyter/api/kernels/{kernel}")
+
+
+def test_files_are_saved_listed_renamed_and_deleted(files: tuple[httpx.Client, str]) -> None:
+    """What a notebook's front end asks: models with content, untitled files, copies, checkpoints."""
+    http, kernel = files
+    root = f"/jupyter/api/contents/{kernel}"
+    assert kernel in [each["name"] for each in http.get("/jupyter/api/contents").json()["content"]]
+    notebook = {"cells": [{"source": "1"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    saved = http.put(f"{root}/d/a.ipynb", json={"type": "notebook", "format": "json", "content": notebook})
+    assert (saved.status_code, saved.json()["path"], saved.json()["content"]) == (201, f"{kernel}/d/a.ipynb", None)
+    again = http.put(f"{root}/d/a.ipynb", json={"type": "notebook", "format": "json", "content": notebook})
+    assert again.status_code == 200
+    got = http.get(f"{root}/d/a.ipynb").json()
+    assert (got["type"], got["format"], got["content"]) == ("notebook", "json", notebook)
+    assert http.get(f"{root}/d/a.ipynb", params={"type": "file"}).json()["format"] == "text"
+    assert http.get(f"{root}/d/a.ipynb", params={"content": "0"}).json()["content"] is None
+
+    http.put(f"{root}/b.bin", json={"type": "file", "format": "base64", "content": "/wA="})
+    assert http.get(f"{root}/b.bin").json()["content"] == "/wA="
+    http.put(f"{root}/é.txt", json={"type": "file", "format": "text", "content": "ü"})
+    assert http.get(f"{root}/é.txt").json() | {"created": 0, "last_modified": 0} == {
+        "name": "é.txt", "path": f"{kernel}/é.txt", "type": "file", "size": 2, "writable": True,
+        "mimetype": "text/plain", "format": "text", "content": "ü", "created": 0, "last_modified": 0,
+    }  # fmt: skip
+    assert http.put(f"{root}/e", json={"type": "directory"}).status_code == 201
+    listed = {each["name"]: each["type"] for each in http.get(root).json()["content"]}
+    assert listed == {"b.bin": "file", "d": "directory", "e": "directory", "é.txt": "file"}
+
+    made = [http.post(f"{root}/e", json={"type": "notebook"}).json()["name"] for _ in range(2)]
+    assert made == ["Untitled.ipynb", "Untitled1.ipynb"]
+    copy = http.post(root, json={"copy_from": f"{kernel}/d/a.ipynb"})
+    assert (copy.status_code, copy.json()["name"]) == (201, "a-Copy1.ipynb")
+    assert http.patch(f"{root}/a-Copy1.ipynb", json={"path": f"{kernel}/e/c.ipynb"}).json()["name"] == "c.ipynb"
+
+    assert http.get(f"{root}/d/a.ipynb/checkpoints").json() == []
+    assert http.post(f"{root}/d/a.ipynb/checkpoints").json()["id"] == "checkpoint"
+    http.put(f"{root}/d/a.ipynb", json={"type": "notebook", "content": {"cells": []}})
+    assert len(http.get(f"{root}/d/a.ipynb/checkpoints").json()) == 1
+    assert http.post(f"{root}/d/a.ipynb/checkpoints/checkpoint").status_code == 204
+    assert http.get(f"{root}/d/a.ipynb").json()["content"] == notebook
+    assert [each["name"] for each in http.get(f"{root}/d").json()["content"]] == ["a.ipynb"]
+    assert http.delete(f"{root}/d/a.ipynb/checkpoints/checkpoint").status_code == 204
+    for name in ("d", "e", "b.bin", "é.txt"):
+        assert http.delete(f"{root}/{name}").status_code == 204
+    assert http.get(root).json()["content"] == []
+
+    body = {"path": f"{kernel}/a.ipynb", "name": "a", "type": "notebook", "kernel": {"name": "python3"}}
+    assert http.post("/jupyter/api/sessions", json=body).json()["kernel"]["id"] == kernel
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "none.txt", None, 404),
+        ("GET", "%2e%2e/%2e%2e/etc/passwd", None, 403),
+        ("GET", "?type=notebook", None, 400),
+        ("PUT", "a", b"[]", 400),
+        ("PUT", "a", b'{"type":"file","content":1}', 400),
+        ("PUT", "a", b'{"type":"file","format":"base64","content":"%"}', 400),
+        ("PUT", "a", b'{"type":"file","content":"x","chunk":1}', 400),
+        ("PUT", "a.ipynb", b'{"type":"notebook","content":%b1%b}' % (b'{"a":' * 500, b"}" * 500), 400),
+        ("PUT", "a.ipynb", b'{"type":"notebook","content":{"a":[%b[]]}}' % (b"[]," * 300_000), 400),
+        ("POST", "", b'{"type":"socket"}', 400),
+        ("POST", "", b'{"type":"file","ext":"/../x"}', 400),
+        ("POST", "", b'{"copy_from":"other/a"}', 400),
+        ("PATCH", "a", b'{"path":"other/a"}', 400),
+        ("DELETE", "none", None, 404),
+        ("POST", "a/checkpoints/other", b"{}", 404),
+    ],
+)
+def test_bad_requests_for_files_say_what_is_wrong(
+    files: tuple[httpx.Client, str], method: str, path: str, body: bytes | None, status: int
+) -> None:
+    """In Jupyter's shape; what is nested deeper than can be written, and more values than are read, too."""
+    http, kernel = files
+    separator = "" if path.startswith("?") or not path else "/"
+    reply = http.request(method, f"/jupyter/api/contents/{kernel}{separator}{path}", content=body)
+    assert (reply.status_code, set(reply.json())) == (status, {"message", "reason"}), reply.text[:300]
+
+
+def test_a_notebook_of_hostile_code_is_refused(files: tuple[httpx.Client, str], server: Server, key: str) -> None:
+    """Nested deeper than JSON is written here: a 400, not a traceback."""
+    http, kernel = files
+    script = "import pathlib; pathlib.Path('deep.ipynb').write_text('{\"a\":' * 600 + '1' + '}' * 600)"
+    http.post(
+        "/api/execute", json={"command": ["python3", "-c", script]}, headers={"x-session-id": kernel}
+    ).raise_for_status()
+    for text in ("{", "[]"):
+        http.put(f"/jupyter/api/contents/{kernel}/bad.ipynb", json={"type": "file", "content": text})
+        assert http.get(f"/jupyter/api/contents/{kernel}/bad.ipynb").status_code == 400
+    assert http.get(f"/jupyter/api/contents/{kernel}/deep.ipynb").status_code == 400
+
+
+def test_another_tenant_sees_no_files(files: tuple[httpx.Client, str], server: Server) -> None:
+    """Neither in the root nor by the kernel's id."""
+    http, kernel = files
+    http.put(f"/jupyter/api/contents/{kernel}/mine.txt", json={"type": "file", "content": "secret"})
+    other = {"authorization": f"token {make_key(server, 'other')}"}
+    with httpx.Client(base_url=server.url, headers=other, timeout=60) as stranger:
+        assert kernel not in stranger.get("/jupyter/api/contents").text
+        assert stranger.get(f"/jupyter/api/contents/{kernel}/mine.txt").status_code == 404

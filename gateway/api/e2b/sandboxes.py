@@ -34,11 +34,11 @@ from gateway.api.e2b.sandbox_requests import (
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object
 from gateway.api.session_list import cursor_of, list_sessions, read_cursor
-from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
+from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session, live_session
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, SessionNotFoundError, WakegateError
+from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
-from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionState
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
@@ -229,12 +229,12 @@ class SandboxesAPI:
         return await self._lifecycle.update(session.id, ttl=timeout, idle_timeout=UNSET)
 
     async def _require(self, request: Request) -> Session:
-        session_id = SessionId(request.path_params["sandbox_id"])
-        request.state.session_id = session_id
-        session = await self._lifecycle.get(session_id)
-        if session.state is SessionState.TERMINATED:
-            raise SessionNotFoundError(f"sandbox {session_id[:128]} was not found: it has ended ({session.reason})")
-        return session
+        name = request.path_params["sandbox_id"]
+
+        def absent(reason: str) -> str:
+            return f"sandbox {name[:128]} was not found" + (f": it has ended ({reason})" if reason else "")
+
+        return await live_session(self._lifecycle, request, name, absent)
 
     def _runtime(self, template: str) -> Runtime:
         """The runtime that a template stands for. Raises TemplateNotFoundError."""

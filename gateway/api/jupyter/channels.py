@@ -82,7 +82,7 @@ class _Connection:
         self._v1 = v1
         self._own_session = uuid4().hex
         self._waiting: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_MAX_WAITING)
-        self._count = 0
+        self._count = 0  # of this connection, until picod tells the context's own
         self._asides = Tasks()
 
     async def serve(self, receive: Receive) -> None:
@@ -109,6 +109,7 @@ class _Connection:
 
     def _take(self, message: Mapping[str, Any]) -> None:
         """Queue a request, but for those that must overtake the running one. Raises asyncio.QueueFull."""
+        # Behind the running code an interrupt would wait for what it is to end: of `while True` for ever.
         if message["header"]["msg_type"] in ("interrupt_request", "shutdown_request"):
             self._asides.spawn(self._control(message), name="interrupt a kernel")
         else:
@@ -120,6 +121,7 @@ class _Connection:
             kind = message["header"]["msg_type"]
             if kind == "execute_request":
                 await self._execute(message)
+            # Others get no answer at all, as from a kernel that does not know them: comm_open has none in any case.
             elif (reply := PLAIN_REPLIES.get(kind)) is not None:
                 await self._status(message, "busy")
                 await self._tell(message, kind.removesuffix("request") + "reply", reply, "shell")

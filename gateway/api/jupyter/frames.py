@@ -48,6 +48,8 @@ def _parse_v1(frame: bytes) -> dict[str, Any]:
     if not 6 <= count <= _MAX_PARTS:
         raise FrameError(f"expected 6 to {_MAX_PARTS} offsets, got {count}")
     offsets = struct.unpack_from(f"<{count}Q", frame, 8)
+    # Counted from the frame's begin: six of them end at byte 56, where the first part begins. In any other order parts
+    # would overlap, and 63 of them could each be the whole 4 MiB.
     if list(offsets) != sorted(offsets) or offsets[0] < 8 * (count + 1) or offsets[-1] > len(frame):
         raise FrameError("the offsets are not those of parts one after another")
     parts = [frame[begin:end] for begin, end in itertools.pairwise(offsets)]
@@ -59,7 +61,7 @@ def render(message: Mapping[str, Any], *, v1: bool) -> str | bytes:
     if not v1:
         return orjson.dumps(message).decode()
     parts = [message["channel"].encode(), *(orjson.dumps(message[name]) for name in _NAMES)]
-    offset = 8 * (len(parts) + 2)
+    offset = 8 * (len(parts) + 2)  # behind the count, an offset for each part, and that of the end
     offsets = [offset]
     for part in parts:
         offset += len(part)

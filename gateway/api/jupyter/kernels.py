@@ -13,19 +13,17 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, MAX_BODY_BYTES, read_bytes
+from gateway.api.jupyter.named import MARK, find_kernel, list_kernels
 from gateway.api.sandbox_json import BadAnswerError
-from gateway.api.session_list import list_sessions
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
-from gateway.core.errors import BadRequestError, SessionNotFoundError
+from gateway.core.errors import BadRequestError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SessionStore
-from gateway.core.model import Session, SessionId, SessionState
+from gateway.core.model import Session
 from gateway.core.units import rfc3339
 from gateway.sessions.lifecycle import Lifecycle
 
 _KERNEL = "python3"
-_MARK = "jupyter"  # metadata key of sessions that are kernels; its value is the notebook's path
 _MAX_PATH_CHARS = 1024
-_MAX_KERNELS = 1000
 _SPEC = {
     "name": _KERNEL,
     "spec": {
@@ -75,12 +73,7 @@ class KernelsAPI:
         return JSON({"default": _KERNEL, "kernelspecs": {_KERNEL: _SPEC}})
 
     async def _list(self, _: Request) -> Response:
-        return JSON([_model(each) for each in await self._kernels()])
-
-    async def _kernels(self) -> list[Session]:
-        return await list_sessions(
-            self._store, lambda each: _MARK in each.metadata, ended=False, after=None, limit=_MAX_KERNELS
-        )
+        return JSON([_model(each) for each in await list_kernels(self._store)])
 
     async def _create(self, request: Request) -> Response:
         body = await _read(request)
@@ -93,35 +86,24 @@ class KernelsAPI:
         if path is not None and (not isinstance(path, str) or len(path) > _MAX_PATH_CHARS):
             raise BadRequestError(f"path: expected text of at most {_MAX_PATH_CHARS} characters")
         runtime = choose_runtime(self._catalog, request, request.query_params.get("runtime"))
-        opened = await create_session(request, self._lifecycle, runtime.key, metadata={_MARK: path or "kernel"})
+        opened = await create_session(request, self._lifecycle, runtime.key, metadata={MARK: path or "kernel"})
         return opened.session
 
     async def _get(self, request: Request) -> Response:
-        return JSON(_model(await self._kernel(request)))
-
-    async def _kernel(self, request: Request) -> Session:
-        """The kernel of the path. Raises SessionNotFoundError in Jupyter's words."""
-        name = request.path_params["session_id"]
-        try:
-            session = await self._lifecycle.get(SessionId(name))
-        except SessionNotFoundError:
-            raise SessionNotFoundError(f"Kernel does not exist: {name[:128]}") from None
-        if session.state is SessionState.TERMINATED:
-            raise SessionNotFoundError(f"Kernel does not exist: {name[:128]}")
-        return session
+        return JSON(_model(await find_kernel(self._lifecycle, request)))
 
     async def _delete(self, request: Request) -> Response:
-        session = await self._kernel(request)
+        session = await find_kernel(self._lifecycle, request)
         await self._lifecycle.terminate(session.id, DELETED_BY_USER)
         return Response(status_code=204)
 
     async def _restart(self, request: Request) -> Response:
-        session = await self._kernel(request)
+        session = await find_kernel(self._lifecycle, request)
         await self._context(session, "restart")
         return JSON(_model(session))
 
     async def _interrupt(self, request: Request) -> Response:
-        await self._context(await self._kernel(request), "interrupt")
+        await self._context(await find_kernel(self._lifecycle, request), "interrupt")
         return Response(status_code=204)
 
     async def _context(self, session: Session, verb: str) -> None:
@@ -131,18 +113,26 @@ class KernelsAPI:
             raise BadAnswerError(f"the sandbox answered {reply.status} to {verb}")
 
     async def _list_notebooks(self, _: Request) -> Response:
-        return JSON([_notebook(each) for each in await self._kernels()])
+        return JSON([_notebook(each) for each in await list_kernels(self._store)])
 
     async def _create_notebook(self, request: Request) -> Response:
         body = await _read(request)
         kernel = body.get("kernel") or {}
         if not isinstance(kernel, dict):
             raise BadRequestError("kernel: expected an object")
-        session = await self._make(request, kernel.get("name"), body.get("path") or body.get("name"))
+        path = body.get("path") or body.get("name")
+        # A notebook in a kernel's own folder (`contents`) runs in that kernel, whose files it is among.
+        session = await self._kernel_of(path) if isinstance(path, str) and "/" in path else None
+        if session is None:
+            session = await self._make(request, kernel.get("name"), path)
         return JSON(_notebook(session), 201, {"location": f"/jupyter/api/sessions/{session.id}"})
 
+    async def _kernel_of(self, path: str) -> Session | None:
+        folder = path.partition("/")[0]
+        return next((each for each in await list_kernels(self._store) if each.id == folder), None)
+
     async def _get_notebook(self, request: Request) -> Response:
-        return JSON(_notebook(await self._kernel(request)))
+        return JSON(_notebook(await find_kernel(self._lifecycle, request)))
 
 
 async def _read(request: Request) -> dict[str, Any]:
@@ -170,5 +160,5 @@ def _model(session: Session) -> dict[str, Any]:
 
 
 def _notebook(session: Session) -> dict[str, Any]:
-    path = session.metadata.get(_MARK, "")
+    path = session.metadata.get(MARK, "")
     return {"id": session.id, "path": path, "name": path, "type": "notebook", "kernel": _model(session)}

@@ -78,6 +78,7 @@ def of_event(name: str, data: Mapping[str, Any], count: int) -> tuple[str, dict[
         return "error", of_error(data)
     if name != "result" or not isinstance(data.get("data"), dict):
         return None
+    # Only the last value of a cell has a number, which front ends show as Out[n]; what display() shows has none.
     content: dict[str, Any] = {"data": data["data"], "metadata": {}}
     if data.get("value") is True:
         return "execute_result", {**content, "execution_count": count}

@@ -150,7 +150,56 @@ def _array(schema: str) -> dict[int, Answer]:
 
 
 _ENDED = {204: Answer("Done.")}
+_CONTENTS = "/jupyter/api/contents"
+_FOLDER, _FILE = _CONTENTS + "/{session_id}", _CONTENTS + "/{session_id}/{path}"
+_CONTENT_ASKED = (
+    Parameter("content", "0: without the content.", {"enum": ["0", "1"]}),
+    Parameter("type", "What it has to be.", {"enum": ["directory", "file", "notebook"]}),
+    Parameter("format", "Of a file's content.", {"enum": ["text", "base64"]}),
+)
+_MODEL = {"type": "object", "required": ["name", "path", "type"]}
+_CHECKPOINT = {"type": "object", "required": ["id", "last_modified"]}
+
+
+def _contents(
+    method: str, path: str, summary: str, schema: Schema | None, *more: Parameter, status: int = 200, body: bool = False
+) -> Operation:
+    return Operation(
+        method, path, "jupyter", summary, {status: Answer("Done.", schema)}, more,
+        body={"type": "object"} if body else None, error="JupyterError", sandbox=path != _CONTENTS,
+    )  # fmt: skip
+
+
+_JUPYTER_CONTENTS: Mapping[str, Operation] = {
+    # First those whose path ends in more than {path}, which takes all that follows.
+    "jupyter_list_checkpoints":
+        _contents("GET", _FILE + "/checkpoints", "A file's checkpoints: one at most.",
+                  {"type": "array", "items": _CHECKPOINT}),
+    "jupyter_create_checkpoint":
+        _contents("POST", _FILE + "/checkpoints", "Copy a file as its checkpoint.", _CHECKPOINT, status=201),
+    "jupyter_restore_checkpoint":
+        _contents("POST", _FILE + "/checkpoints/{checkpoint}", "Restore it.", None, status=204),
+    "jupyter_delete_checkpoint":
+        _contents("DELETE", _FILE + "/checkpoints/{checkpoint}", "Delete it.", None, status=204),
+    "jupyter_list_contents":
+        _contents("GET", _CONTENTS, "The kernels, as folders of their files.", _MODEL),
+    "jupyter_get_folder":
+        _contents("GET", _FOLDER, "The files of a kernel's workspace.", _MODEL, *_CONTENT_ASKED),
+    "jupyter_get_file":
+        _contents("GET", _FILE, "A file, notebook or folder, with its content.", _MODEL, *_CONTENT_ASKED),
+    "jupyter_save_file":
+        _contents("PUT", _FILE, "Save a file or notebook, or make a folder.", _MODEL, body=True),
+    "jupyter_create_in_folder":
+        _contents("POST", _FOLDER, "Create an untitled file, or a copy.", _MODEL, status=201, body=True),
+    "jupyter_create_file":
+        _contents("POST", _FILE, "Create an untitled file in a folder, or a copy.", _MODEL, status=201, body=True),
+    "jupyter_rename_file":
+        _contents("PATCH", _FILE, "Rename it within its kernel.", _MODEL, body=True),
+    "jupyter_delete_file":
+        _contents("DELETE", _FILE, "Delete a file or a folder.", None, status=204),
+}  # fmt: skip
 JUPYTER: Mapping[str, Operation] = {
+    **_JUPYTER_CONTENTS,
     "jupyter_version":
         _jupyter("GET", "/jupyter/api", "The version of Jupyter Server whose API this is.", ok("JupyterVersion"),
                  sandbox=False),
