@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -98,6 +98,9 @@ class Task:
     keys: tuple[str, ...] = ()
     expires_at: float = NEVER
     version: int = field(default=0, compare=False)
+    # Fields that a later version of the gateway wrote. They are written back as they were, and only a gateway that
+    # knows them runs the task: two versions share a store while one replaces the other.
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> RuntimeKey:
@@ -118,6 +121,7 @@ class Task:
 _SESSION, _CONVERSATION = "session ", "conversation "
 # What is in columns of the store, and not repeated in the document.
 _COLUMNS = ("id", "created_at", "due_at", "expires_at", "keys", "version")
+_FIELDS = frozenset(each.name for each in fields(Task)) - {"unknown"}
 
 
 def queue_of(tenant: str, key: RuntimeKey) -> str:
@@ -153,8 +157,9 @@ def is_session_key(key: str) -> bool:
 def to_queued(task: Task) -> QueuedTask:
     """As the store keeps it."""
     value = asdict(task)
-    for name in _COLUMNS:
+    for name in (*_COLUMNS, "unknown"):
         del value[name]
+    value = {**task.unknown, **value}
     return QueuedTask(
         task.id,
         queue_of(task.tenant, task.key),
@@ -172,15 +177,16 @@ def to_queued(task: Task) -> QueuedTask:
 
 def from_queued(entry: QueuedTask) -> Task:
     """The inverse. Raises KeyError, TypeError, ValueError for what is no task."""
-    fields = dict(entry.value)
-    fields["state"] = State(fields["state"])
-    fields["headers"] = tuple((name, value) for name, value in fields["headers"])
-    fields["progress"] = Progress(**fields["progress"])
+    known = {name: value for name, value in entry.value.items() if name in _FIELDS}
+    known["unknown"] = {name: value for name, value in entry.value.items() if name not in _FIELDS}
+    known["state"] = State(known["state"])
+    known["headers"] = tuple((name, value) for name, value in known["headers"])
+    known["progress"] = Progress(**known["progress"])
     for name, made in (("answer", Answer), ("webhook", Webhook)):
-        if fields[name] is not None:
-            fields[name] = made(**fields[name])
+        if known[name] is not None:
+            known[name] = made(**known[name])
     columns = {name: getattr(entry, name) for name in _COLUMNS}
-    return Task(**{**fields, **columns})
+    return Task(**{**known, **columns})
 
 
 def with_version(task: Task, entry: QueuedTask) -> Task:
