@@ -86,6 +86,9 @@ class MCPSessions:
                 session_id=session_id,
                 reusable_until=made_at + UNUSED_LIFETIME_S,
             )
+            if session_id in self._ended:  # by its client, while this call was on its way: `end` found no record
+                await self._lifecycle.terminate(session_id, DELETED_BY_USER)
+                raise unknown_session(session_id) from None
 
     async def end(self, session_id: SessionId) -> None:
         """End what `initialize` began; one that a client only named is left alone. Raises SessionNotFoundError."""
@@ -94,7 +97,8 @@ class MCPSessions:
             self._ended[session_id] = None
             if len(self._ended) > _MAX_ENDED:
                 self._ended.popitem(last=False)
-            return
+            if not await self._lifecycle.exists(session_id):  # again: a first call may have written it before the mark
+                return
         session = await self._lifecycle.get(session_id)
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended")
