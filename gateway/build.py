@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import socket
 import ssl
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +53,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     except SettingsError as error:
         problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
     interpreter_of(settings, problems)
-    problems += _exposure_problems(settings)
+    problems += [*_exposure_problems(settings), *_egress_problems(settings)]
     if settings.engine == "kubernetes":
         try:
             make_policy(settings)
@@ -153,25 +157,66 @@ async def _build_in_cluster(
         join_cluster,
     )  # kubernetes_asyncio is 40 MB that the local engine does not need
 
+    gate = _entrance_gate(settings)
     cluster = await join_cluster(settings, files, clock)
     executor = PicodExecutor(
         cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
     )
+
+    def renew(gateway: Gateway) -> None:
+        gateway.activator.renew_tokens()
+        if gateway.pod_egress is not None:
+            gateway.pod_egress.renew()
+
     engine = Engine(
         provider=cluster.provider,
         keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
         keys=cluster.keys,
         summary=cluster.summary,
         catalog=cluster.catalog,
+        egress=gate,
+        egress_address=settings.egress_address,
         background=lambda gateway: (
             ("runtimes of the cluster", cluster.follow()),
-            ("signing keys", cluster.sharing.follow(gateway.activator.renew_tokens)),
+            ("signing keys", cluster.sharing.follow(partial(renew, gateway))),
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
         ),
     )
     gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
     cluster.count_in(gateway.counters.kubernetes)
     return gateway
+
+
+def _entrance_gate(settings: Settings) -> EgressGate | None:
+    """What serves sandboxes on other machines, with its port bound; None where the settings name none.
+
+    Raises SettingsError.
+    """
+    if not settings.egress_port:
+        return None
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        # Workers share the port, as they share --port; the kernel spreads connections over them.
+        entrance = socket.create_server(
+            (settings.host, settings.egress_port), family=family, backlog=1024, reuse_port=settings.workers > 1
+        )
+    except OSError as error:
+        reason = f"cannot listen on {settings.host}: {os.strerror(error.errno or 0)}"
+        raise SettingsError([f"--egress-port {settings.egress_port}: {reason}"]) from error
+    trusted = None if settings.egress_ca == Path() else settings.egress_ca
+    return EgressGate(refused=_refused_networks(settings), trusted=_certificates(trusted), entrance=entrance)
+
+
+def _egress_problems(settings: Settings) -> Iterator[str]:
+    if settings.engine != "kubernetes" and (settings.egress_port or settings.egress_address):
+        yield "--egress-port and --egress-address: only with --engine kubernetes; local sandboxes need neither"
+    elif bool(settings.egress_port) != bool(settings.egress_address):
+        yield "--egress-port and --egress-address: give both, where gateways listen and how sandboxes reach that port"
+    elif settings.egress_address:
+        host, _, port = settings.egress_address.rpartition(":")
+        if not host or not re.fullmatch(r"[1-9][0-9]{0,4}", port):
+            wanted = "expected HOST:PORT such as wakegate-egress.wakegate:3129"
+            yield f"--egress-address: {wanted}, got {settings.egress_address[:300]}"
 
 
 def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:

@@ -92,6 +92,12 @@ class PicodConfig:
     egress_fd: int | None = None
     """A unix socket to the gateway, for the listening socket of the egress proxy (ports/egress.py). None: no egress."""
 
+    egress_service: bool = False
+    """Whether picod passes what connects to the egress proxy's port on to the gateway (ports/egress_way.py)."""
+
+    egress_host: str = "127.0.0.1"
+    """Where it listens for that."""
+
     inspectable: bool = False
     """Allow debuggers and /proc of the same user to inspect this process: to measure picod, never beside user code."""
 
@@ -135,6 +141,8 @@ class PicodConfig:
             linger=_seconds(parser, wire.ENV_LINGER, environ.get(wire.ENV_LINGER, "0")),
             lifeline_fd=args.lifeline_fd,
             egress_fd=args.egress_fd,
+            egress_service=environ.get(wire.ENV_EGRESS, "") == "service",
+            egress_host=args.egress_host,
             inspectable=args.inspectable,
         )
 
@@ -173,6 +181,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     add("--egress-fd", type=int, help="a unix socket, over which the egress proxy's listening socket is handed out")
+    add("--egress-host", default=PicodConfig.egress_host, help=f"address of the egress proxy, with {wire.ENV_EGRESS}")
     return parser
 
 

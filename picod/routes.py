@@ -21,6 +21,7 @@ from picod.snapshot.api import SnapshotServices, restore_snapshot, send_fingerpr
 
 if TYPE_CHECKING:
     from picod.ports.agent import Agent
+    from picod.ports.egress_way import EgressWay
 
 Handler = Callable[[Services, Request], Awaitable[None]]
 T = TypeVar("T")
@@ -52,6 +53,10 @@ def _interpreter(services: Services) -> InterpreterServices:
 
 def _snapshots(services: Services) -> SnapshotServices:
     return services.snapshots
+
+
+def _egress(services: Services) -> EgressWay | None:
+    return services.egress
 
 
 def _config(services: Services) -> PicodConfig:
@@ -118,6 +123,7 @@ ROUTES = (
     Route(("PUT",), wire.SNAPSHOT_PATH.encode(), _with(_snapshots, restore_snapshot)),
     Route(("GET",), wire.FINGERPRINT_PATH.encode(), _with(_snapshots, send_fingerprint)),
     Route(("GET",), wire.ACTIVITY_PATH.encode(), activity),
+    Route(("PUT",), wire.EGRESS_PATH.encode(), _late(_egress, "picod.ports.egress_way", "tell")),
     Route(("GET",), b"/api/ports", _late(_config, "picod.ports.api", "list_ports")),
     Route(ANY, wire.PORTS_PATH.encode(), _late(_config, "picod.ports.api", "forward_to_port")),
     Route(("GET",), b"/api/processes", _late(_commands, "picod.commands.process_api", "list_processes")),

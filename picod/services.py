@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from picod.commands.disk_guard import DiskGuard
     from picod.http.idempotency import IdempotentRequests
     from picod.ports.agent import Agent
+    from picod.ports.egress_way import EgressWay
 
 _SNAPSHOT_LOAD_DELAY_S = 1.0  # after the start, so that imports do not compete with it
 _CONTEXT_DELAY_S = 0.5
@@ -41,6 +42,7 @@ class Services:
         self.snapshots = SnapshotServices(workspace, self.commands.children)
         self.agent = self._make_agent()
         self.disk_guard = self._make_disk_guard()
+        self.egress = self._make_egress()
 
     def _make_agent(self) -> Agent | None:
         if self.config.agent is None:
@@ -55,6 +57,13 @@ class Services:
         from picod.commands.disk_guard import DiskGuard
 
         return DiskGuard(self.config.disk_limits, self.commands.children)
+
+    def _make_egress(self) -> EgressWay | None:
+        if not self.config.egress_service:
+            return None
+        from picod.ports.egress_way import EgressWay
+
+        return EgressWay(self.config.egress_host)
 
     @cached_property
     def idempotency(self) -> IdempotentRequests:
@@ -79,6 +88,8 @@ class Services:
         # A session that wakes on this sandbox should not wait for imports, nor should a cold start.
         loop = asyncio.get_running_loop()
         loop.call_later(_SNAPSHOT_LOAD_DELAY_S, loop.run_in_executor, None, load)
+        if self.egress is not None:
+            self.commands.spawn_task(self.egress.run())
         if self.agent is not None:
             self.agent.start()
         if self.config.code_context == "warm":

@@ -39,6 +39,11 @@ def port_prefix(session_id: str, port: int) -> str:
 EGRESS_PORT = 3128
 """The port of the egress proxy on a sandbox's loopback, as proxies have it by custom (Squid)."""
 
+EGRESS_PATH = "/api/egress"  # PUT {"address", "token"}: in a pod, where the egress service is, and what to say to it
+EGRESS_GREETING = "WAKEGATE-EGRESS"
+"""What a connection to the egress service begins with in a cluster: this, a space, a token, a line feed. Then come the
+bytes that the client sent to its proxy."""
+
 # Environment that configures picod (also flags of `python -m picod`; see picod/config.py).
 ENV_AUDIENCE = "PICOD_AUDIENCE"
 ENV_KEYS_FILE = "PICOD_KEYS_FILE"  # a JSON Web Key Set; read again when a token names an unknown kid
@@ -53,6 +58,7 @@ ENV_AGENT = "PICOD_AGENT"
 # Bytes that volumes may hold, which picod keeps: "/workspace=5368709120,/tmp=268435456".
 ENV_DISK_LIMITS = "PICOD_DISK_LIMITS"
 ENV_MAX_FILE_SIZE = "PICOD_MAX_FILE_SIZE"  # bytes of one file, beside ENV_DISK_LIMITS
+ENV_EGRESS = "PICOD_EGRESS"  # "service": picod passes what connects to EGRESS_PORT on to the egress service
 ENV_LINGER = "PICOD_LINGER"  # seconds that picod serves on after SIGTERM, if the workspace holds files
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream

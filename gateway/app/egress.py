@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from gateway.audit.event import Actor, AuditEvent
 from gateway.audit.log import AuditLog
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import SandboxId, Session, StartKind
+from gateway.core.model import Runtime, SandboxId, Session, StartKind
 from gateway.egress.gate import EgressGate
 from gateway.egress.grants import of_session
 from gateway.egress.log import Access, Outcome
+from gateway.egress.notation import Grant
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters
 from gateway.usage.recorder import Moved
+
+_MAX_VISITORS = 4096
 
 
 class SessionEgress:
@@ -23,6 +27,7 @@ class SessionEgress:
         self._gate, self._catalog, self._tenants, self._counters = gate, catalog, tenants, counters
         self._revision = tenants.revision
         self._sessions: dict[SandboxId, Session] = {}
+        self._visitors: OrderedDict[str, Session] = OrderedDict()  # by id; see `visits`
         self._moved: dict[str, Moved] = {}  # by session, since the last take_moved
         gate.on_bytes(self._count)
         gate.on_line(self._count_line)
@@ -33,6 +38,17 @@ class SessionEgress:
         """A session has a sandbox."""
         self._sessions[sandbox] = session
         self._grant(sandbox, session)
+
+    def visits(self, session: Session) -> None:
+        """A session that another gateway has bound reaches out through this one: its bytes are counted here."""
+        self._visitors[session.id] = session
+        self._visitors.move_to_end(session.id)
+        while len(self._visitors) > _MAX_VISITORS:
+            self._visitors.popitem(last=False)
+
+    def grant(self, runtime: Runtime, session: Session) -> Grant:
+        """What a session may reach now."""
+        return of_session(runtime, session, self._tenants.limits(session.tenant).egress)
 
     def removed(self, sandbox: SandboxId) -> None:
         """It no longer has it. The engine ends the sandbox, and with it what its connections could still do."""
@@ -59,7 +75,7 @@ class SessionEgress:
     def _grant(self, sandbox: SandboxId, session: Session) -> None:
         runtime = self._catalog.get(session.runtime)
         if runtime is not None and runtime.egress:
-            self._gate.bind(sandbox, of_session(runtime, session, self._tenants.limits(session.tenant).egress))
+            self._gate.bind(sandbox, self.grant(runtime, session))
 
     def _count_line(self, line: Access) -> None:
         if line.outcome is not Outcome.OPEN:
@@ -80,7 +96,8 @@ class SessionEgress:
         self._counters.egress_bytes["received"] += received
         found = self._moved.get(session_id)
         if found is None:
-            session = next((each for each in self._sessions.values() if each.id == session_id), None)
+            bound = (each for each in self._sessions.values() if each.id == session_id)
+            session = next(bound, None) or self._visitors.get(session_id)
             if session is None:
                 return  # a warm sandbox, which belongs to no session
             found = self._moved[session_id] = Moved(session.id, session.tenant, session.runtime)

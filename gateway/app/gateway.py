@@ -31,6 +31,7 @@ from gateway.app.parts import (
     session_settings,
     time_limits,
 )
+from gateway.app.pod_egress import PodEgress
 from gateway.app.shutdown import Shutdown
 from gateway.app.tasks import make_tasks
 from gateway.audit.build import make_audit_log
@@ -75,6 +76,7 @@ class Engine:
     `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
     `summary`: its lines of the start banner; complete once it runs.
     `egress`: through which its sandboxes reach out; None: they do not, or not through here.
+    `egress_address`: where sandboxes on other machines reach that, HOST:PORT; empty: they are all on this one.
     `catalog`: in place of the runtimes of manifests; `background` makes loops to run besides, by name.
     """
 
@@ -84,6 +86,7 @@ class Engine:
     executor: Executor | None = None
     summary: Callable[[], str] = str
     egress: EgressGate | None = None
+    egress_address: str = ""
     catalog: RuntimeCatalog | None = None
     background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: ()
 
@@ -139,6 +142,7 @@ class Gateway:
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = engine.egress
         self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)
+        self.pod_egress = self._make_pod_egress()
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.usage = self._make_usage(shared=shared, me=me)
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
@@ -346,6 +350,26 @@ class Gateway:
         self.sessions.bindings.on_removed(made.removed)
         if self.audit is not None:
             gate.on_line(audit_line(self.audit))
+        return made
+
+    def _make_pod_egress(self) -> PodEgress | None:
+        gate, sessions = self.egress, self.session_egress
+        if gate is None or sessions is None or not self.engine.egress_address:
+            return None
+        made = PodEgress(
+            self.engine.egress_address,
+            gate,
+            sessions,
+            keys=self.engine.keys,
+            picod=PicodExecutor(self.catalog, self.tokens, connect_timeout=self.settings.connect_timeout),
+            provider=self.provider,
+            catalog=self.catalog,
+            find=self.store.get,
+            clock=self.clock,
+        )
+        self.sessions.bindings.on_bound(made.bound)
+        self.sessions.bindings.on_removed(made.removed)
+        gate.on_token(made.whose)
         return made
 
     def _served(self) -> Served:

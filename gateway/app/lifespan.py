@@ -63,6 +63,9 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         await _start_identities(gateway, stack)
         if gateway.egress is not None:
             stack.push_async_callback(gateway.egress.aclose)
+            gateway.egress.start()
+        if gateway.pod_egress is not None:
+            stack.push_async_callback(gateway.pod_egress.aclose)
         if gateway.agent_directory is not None:
             await gateway.agent_directory.load()
         await gateway.provider.start()

@@ -20,7 +20,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",
         "sandbox_python", "picture_max_side", "max_sandboxes", "sandbox_start_timeout", "isolation", "sandbox_uids",
-        "disk_reserve", "egress_refuse", "egress_ca", "package_cache", "package_index",
+        "disk_reserve", "egress_refuse", "egress_ca", "egress_port", "egress_address", "package_cache", "package_index",
     ),
     "records, and several gateways": (
         "state_dir", "store", "store_prefix", "advertise", "takeover_after", "sweep_interval", "terminated_retention",

@@ -313,6 +313,20 @@ class Settings:
         kind="text",
         metavar="NETWORKS",
     )
+    egress_port: int = _setting(
+        0,
+        "in a cluster, the port on which sandboxes reach out through gateways to what spec.wakegate.egress names;"
+        " 0: names in it open nothing",
+        kind="int",
+        low=0,
+        high=65535,
+    )
+    egress_address: str = _setting(
+        "",
+        "how sandboxes in a cluster reach --egress-port: a Service's name with its port, which gateways look up",
+        kind="text",
+        metavar="HOST:PORT",
+    )
     package_cache: int = _setting(
         5 << 30,
         "size of the cache of packages that sandboxes download from PyPI; 0: none, and TLS to it is not ended",

@@ -13,12 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gateway
+from gateway.core.background import Tasks
 from gateway.core.backoff import backoff
+from gateway.core.errors import WakegateError
 from gateway.core.model import Secret
 from gateway.egress.authority import ensure_authority
 from gateway.egress.channel import Channel, Message
@@ -51,6 +53,7 @@ class EgressGate:
     `refused`: networks that no policy opens. `wrapper`: a command that runs the service, in another network namespace.
     `authority`: the folder of the authority with which TLS is ended; None: nowhere. `trusted`: authorities of origins
     besides the machine's, a PEM file. `cache`: the folder of the package cache, and its size in bytes.
+    `entrance`: a listening socket for sandboxes on other machines, owned by this from now on; see `on_token`.
     """
 
     def __init__(
@@ -61,7 +64,11 @@ class EgressGate:
         authority: Path | None = None,
         trusted: Path | None = None,
         cache: tuple[Path, int] | None = None,
+        entrance: socket.socket | None = None,
     ) -> None:
+        self._entrance = entrance
+        self._whose: Callable[[str], Awaitable[tuple[str, Grant] | None]] = _nobody
+        self._tasks = Tasks()
         self.records = EgressRecords()
         self.lines_lost = 0
         self._wrapper, self._authority, self._trusted = wrapper, authority, trusted
@@ -111,6 +118,23 @@ class EgressGate:
         """Call `listener(hits, misses, saved, held)`: since the last call, bytes that came from it, and its size."""
         self._cache_listeners.append(listener)
 
+    def on_token(self, whose: Callable[[str], Awaitable[tuple[str, Grant] | None]]) -> None:
+        """Ask `whose(token)` for the sandbox of a connection to the entrance, and what it may reach; None: nobody's.
+
+        It may raise WakegateError, which counts as that.
+        """
+        self._whose = whose
+
+    def start(self) -> None:
+        """Serve the entrance, if there is one; else the first sandbox starts the service."""
+        if self._entrance is not None and self._runs is None:
+            self._runs = asyncio.get_running_loop().create_task(self._run(), name="egress service")
+
+    def leave(self, sandbox: str) -> None:
+        """A sandbox that came by the entrance ends, or has no session any more: its connections are closed."""
+        if self._channel is not None:
+            self._channel.send({"op": "close", "sandbox": sandbox})
+
     def open(self, sandbox: str, listener: socket.socket, grant: Grant) -> None:
         """Serve the connections of a sandbox from now on. Owns the listener."""
         self.close(sandbox)
@@ -144,6 +168,9 @@ class EgressGate:
         if self._runs is not None:
             self._runs.cancel()
             await asyncio.gather(self._runs, return_exceptions=True)
+        await self._tasks.aclose()
+        if self._entrance is not None:
+            self._entrance.close()
         for name in list(self._sandboxes):
             self.close(name)
 
@@ -172,6 +199,8 @@ class EgressGate:
             process = self._process = _spawn(theirs.fileno(), self._arguments, self._wrapper)
         try:
             self._channel = Channel(asyncio.get_running_loop(), ours, self._on_message, self._ended.set)
+            if self._entrance is not None:
+                self._channel.send({"op": "listen"}, [self._entrance.fileno()])
             for name in self._sandboxes:
                 self._tell_open(name)
             await self._ended.wait()
@@ -195,6 +224,9 @@ class EgressGate:
             self.lines_lost += message["lost"]
             for document in message["lines"]:
                 self._take(Access.of(document))
+        elif message["op"] == "who":
+            # As many at once as the service has connections that are not known, which it bounds.
+            self._tasks.spawn(self._answer(message["number"], message["token"]))
         elif message["op"] == "cache":
             for found in self._cache_listeners:
                 found(message["hits"], message["misses"], message["saved"], message["held"])
@@ -202,6 +234,18 @@ class EgressGate:
             self.records.moved(message["session"], message["up"], message["down"])
             for listener in self._bytes_listeners:
                 listener(message["session"], message["up"], message["down"])
+
+    async def _answer(self, number: int, token: str) -> None:
+        try:
+            found = await self._whose(token)
+        except WakegateError as error:
+            logger.warning("egress: whose a connection is cannot be found out: %s", error)
+            found = None
+        answer = {"op": "whose", "number": number, "sandbox": ""}
+        if found is not None:
+            answer |= {"sandbox": found[0], "grant": found[1].document(_value_of)}
+        if self._channel is not None:
+            self._channel.send(answer)
 
     def _cut_open(self) -> None:
         for line in self.records.open():
@@ -211,6 +255,10 @@ class EgressGate:
         self.records.add(line)
         for listener in self._line_listeners:
             listener(line)
+
+
+async def _nobody(_: str) -> tuple[str, Grant] | None:
+    return None
 
 
 def _value_of(secret: Secret) -> str:

@@ -28,6 +28,11 @@ def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | No
     return Grant(session.id, session.tenant, tuple(layers), _limits(runtime), str(runtime.key), runtime.secrets)
 
 
+def by_name(runtime: Runtime) -> bool:
+    """Whether it names hosts. In a cluster these need the egress service; a NetworkPolicy is enough for networks."""
+    return any(rule.network is None for rule in parse_rules(runtime.egress))
+
+
 def check_narrower(runtime: Runtime, entries: Sequence[Entry]) -> None:
     """Raise ValueError for entries of a session that are malformed, or allow what its runtime does not."""
     wider = list(uncovered(parse_rules(entries), parse_rules(runtime.egress)))

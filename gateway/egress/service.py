@@ -2,7 +2,7 @@
 
 A sandbox's listening socket lies in its own network namespace, where only it can connect: so whose connection it is
 need not be asked. The gateway hands the sockets over, and keeps copies, so that connections made while this process is
-started anew wait in the kernel.
+started anew wait in the kernel. In a cluster all sandboxes connect to one port, and say whose they are (entrance.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gateway.egress.authority import Authority
 from gateway.egress.channel import Channel, Message
 from gateway.egress.client import Client, GoneError, Shared
 from gateway.egress.dialer import Dialer, tune
+from gateway.egress.entrance import Entrance, let_read
 from gateway.egress.http_proxy import serve_http
 from gateway.egress.limits import Account, accepts
 from gateway.egress.log import Access
@@ -40,14 +41,16 @@ _IDLE_S, _IDLE_CHECK_S = (
 _MAX_LINES = 10_000  # of the log that the gateway has not taken
 _MAX_BEHIND_BYTES = 4 << 20
 _ACCEPTS = 16  # in one step
-_LINGER_S, _LINGER_BYTES = 2.0, 1 << 20  # in which a refused client may finish what it sends, to read the answer
 _SPARE_FDS = 64
+# Sandboxes in a cluster whose counts are kept though none of their connections is open. One that is forgotten counts
+# its bytes anew from zero.
+_MAX_QUIET = 4096
 
 
 class _Slot:
-    """One sandbox: its listener, whose it is now, and its connections."""
+    """One sandbox: its listener, whose it is now, and its connections. In a cluster it has no listener of its own."""
 
-    def __init__(self, name: str, listener: socket.socket, egress: Egress, now: float) -> None:
+    def __init__(self, name: str, listener: socket.socket | None, egress: Egress, now: float) -> None:
         self.name, self.listener, self.egress = name, listener, egress
         self.account = Account(egress.limits, now)
         self.accepts = accepts(now)
@@ -87,6 +90,7 @@ class Service:
         )  # fmt: skip
         self._cached = (0, 0, 0, 0)
         self._slots: dict[str, _Slot] = {}
+        self._entrance: Entrance | None = None
         self._lines: list[Access] = []
         self._lines_lost = 0
         self._connections = self._numbered = 0
@@ -100,6 +104,8 @@ class Service:
         await self.ended.wait()
         idle.cancel()
         report.cancel()
+        if self._entrance is not None:
+            self._entrance.close()
         for name in list(self._slots):
             self._close(name)
 
@@ -113,12 +119,40 @@ class Service:
             self._bind(self._slots[name], read_grant(message["grant"]), keep=message["keep"])
         elif op == "close":
             self._close(name)
+        elif op == "listen":
+            self._entrance = self._listen(socket.socket(fileno=fds[0]))
+        elif op == "whose" and self._entrance is not None:
+            if name:
+                self._enter(name, read_grant(message["grant"]))
+            self._entrance.answered(message["number"], name)
+
+    def _listen(self, listener: socket.socket) -> Entrance:
+        return Entrance(
+            self._loop, listener,
+            ask=lambda number, token: self._channel.send({"op": "who", "number": number, "token": token}),
+            serve=self._serve_known,
+            knows=self._slots.__contains__,
+            has_room=lambda: self._connections < self._most,
+        )  # fmt: skip
+
+    def _enter(self, name: str, egress: Egress) -> None:
+        """A sandbox of the cluster: what it may reach, as of now."""
+        slot = self._slots.pop(name, None)
+        if slot is None:
+            slot = _Slot(name, None, egress, self._loop.time())
+        elif slot.egress != egress:
+            self._bind(slot, egress, keep=slot.egress.session == egress.session)
+        self._slots[name] = slot  # the last: those at the front have been quiet for longest
+        if len(self._slots) > _MAX_QUIET:
+            quiet = next((each for each, found in self._slots.items() if not found.tasks and each != name), None)
+            if quiet is not None:
+                self._close(quiet)
 
     def _open(self, name: str, listener: socket.socket, egress: Egress) -> None:
         self._close(name)
         listener.setblocking(False)
         slot = self._slots[name] = _Slot(name, listener, egress, self._loop.time())
-        self._accept_on(slot)
+        self._accept_on(slot, listener)
 
     def _bind(self, slot: _Slot, egress: Egress, *, keep: bool) -> None:
         """Another policy from now on. Unless `keep`, as for another session: connections end, counts begin anew."""
@@ -133,25 +167,26 @@ class Service:
     def _close(self, name: str) -> None:
         slot = self._slots.pop(name, None)
         if slot is not None:
-            if slot.accepting:
-                self._loop.remove_reader(slot.listener.fileno())
-                slot.accepting = False
-            slot.listener.close()
+            if slot.listener is not None:
+                if slot.accepting:
+                    self._loop.remove_reader(slot.listener.fileno())
+                    slot.accepting = False
+                slot.listener.close()
             slot.cut()
             self._report_bytes(slot)
 
     # Connections.
 
-    def _accept_on(self, slot: _Slot) -> None:
-        if slot.listener.fileno() >= 0 and not slot.accepting:
+    def _accept_on(self, slot: _Slot, listener: socket.socket) -> None:
+        if listener.fileno() >= 0 and not slot.accepting:
             slot.accepting = True
-            self._loop.add_reader(slot.listener.fileno(), self._accept, slot)
+            self._loop.add_reader(listener.fileno(), self._accept, slot, listener)
 
-    def _accept(self, slot: _Slot) -> None:
+    def _accept(self, slot: _Slot, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS):
             wait = 0.25 if self._connections >= self._most else slot.accepts.take(1, self._loop.time())
             try:
-                connection = None if self._connections >= self._most else slot.listener.accept()[0]
+                connection = None if self._connections >= self._most else listener.accept()[0]
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError as error:
@@ -160,48 +195,46 @@ class Service:
             if connection is not None:
                 self._serve_soon(slot, connection)
             if wait:  # the rest waits in the kernel
-                self._loop.remove_reader(slot.listener.fileno())
+                self._loop.remove_reader(listener.fileno())
                 slot.accepting = False
-                self._loop.call_later(wait, self._accept_on, slot)
+                self._loop.call_later(wait, self._accept_on, slot, listener)
                 return
 
-    def _serve_soon(self, slot: _Slot, connection: socket.socket) -> None:
+    def _serve_soon(self, slot: _Slot, connection: socket.socket, received: bytes = b"") -> None:
+        """`received`: what has come already, of a connection that had to say whose it is."""
         connection.setblocking(False)
         tune(connection)
         self._numbered += 1
         self._connections += 1
         client = Client(self._shared, connection, slot.name, slot.egress, slot.account, self._numbered)
-        task = self._loop.create_task(self._serve(client))
+        task = self._loop.create_task(self._serve(client, received))
         slot.tasks[task] = client
         task.add_done_callback(lambda done: self._served(slot, done))
+
+    def _serve_known(self, name: str, connection: socket.socket, received: bytes) -> None:
+        """One that came by the entrance. Beyond the rate it is closed: there is no queue of this sandbox's alone."""
+        slot = self._slots.get(name)
+        if slot is None or not slot.accepts.try_take(self._loop.time()):
+            connection.close()
+        else:
+            self._serve_soon(slot, connection, received)
 
     def _served(self, slot: _Slot, task: asyncio.Task[None]) -> None:
         del slot.tasks[task]
         self._connections -= 1
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: Client, received: bytes) -> None:
         try:
-            data = await client.receive()
+            data = received or await client.receive()
             await (serve_socks if data[0] == VERSION else serve_http)(client, data)
             if client.upstream is None:
-                await self._linger(client)
+                await let_read(self._loop, client.socket)
         except GoneError:
             pass
         except Exception:
             logger.exception("a connection of a sandbox")
         finally:
             client.finish()
-
-    async def _linger(self, client: Client) -> None:
-        """Let the client read its answer: closing while it still sends would reset the connection and lose it."""
-        try:
-            client.socket.shutdown(socket.SHUT_WR)
-            left = _LINGER_BYTES
-            async with asyncio.timeout(_LINGER_S):
-                while left > 0 and (data := await self._loop.sock_recv(client.socket, 64 << 10)):
-                    left -= len(data)
-        except (OSError, TimeoutError):
-            pass
 
     async def _close_idle(self) -> None:
         seen: dict[Client, tuple[int, float]] = {}

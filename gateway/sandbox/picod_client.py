@@ -133,6 +133,19 @@ class PicodExecutor:
         if status not in (200, 204, 404):
             raise _refused(sandbox, "load its in-memory state", status, body)
 
+    async def tell_egress(self, sandbox: Sandbox, session_id: SessionId, address: str, token: str) -> None:
+        """Tell picod in a pod where the egress service is, and what to say there. Raises UpstreamError and the like."""
+        body = orjson.dumps({"address": address, "token": token})
+        async with (
+            _deadline(self._answer_timeout, self._unanswered(sandbox, wire.EGRESS_PATH)),
+            self._call("PUT", wire.EGRESS_PATH, sandbox, session_id, content=body) as reply,
+        ):
+            answer = await _read_bounded(reply)
+        if reply.status_code != 200:
+            raise UpstreamBrokenError(
+                f"sandbox {sandbox.id} does not take the way to the egress service: {_error(answer)}"
+            )
+
     async def _post(self, path: str, sandbox: Sandbox, session_id: SessionId) -> tuple[int, bytes]:
         """Status and body of a POST. A 200 that is not JSON counts as 404: picod did not send it.
 

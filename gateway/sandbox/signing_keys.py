@@ -78,6 +78,10 @@ class KeyRing:
         """The key that signs new tokens: the one that `advance` selected, else the newest."""
         return next((key for key in self._keys if key.kid == self._selected), self._keys[-1])
 
+    def find(self, kid: str) -> SigningKey | None:
+        """The key with this id, of those whose tokens may still be valid."""
+        return next((key for key in self._keys if key.kid == kid), None)
+
     @property
     def kids(self) -> list[str]:
         """The ids of all keys, oldest first."""

@@ -73,7 +73,7 @@ def listening() -> set[int]:
 def is_allowed(config: PicodConfig, port: int) -> bool:
     """Whether the runtime allows requests to this port; picod's own, and the egress proxy's, never are."""
     own = config.fd is None and config.uds is None and port == config.port
-    own = own or (config.egress_fd is not None and port == wire.EGRESS_PORT)
+    own = own or ((config.egress_fd is not None or config.egress_service) and port == wire.EGRESS_PORT)
     return not own and any(first <= port <= last for first, last in config.ports)
 
 

@@ -100,7 +100,7 @@ class Deployments:
 
     async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
         """What its sandboxes may reach: in force before the first of them is made."""
-        wanted = make_egress(runtime, trusted=self._defaults.trusted)
+        wanted = make_egress(runtime, trusted=self._defaults.trusted, service=self._defaults.egress_service)
         if wanted == pool.egress:
             return
         name, namespace = names.deployment_name(runtime.key), runtime.key.namespace

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from gateway.core.model import Runtime
+from gateway.core.model import Kind, Runtime
 from gateway.egress.addresses import METADATA, Network
+from gateway.egress.grants import by_name
 from gateway.egress.rule_entries import parse_entry
 from gateway.egress.rules import Rule
 from gateway.provider.kubernetes import names
@@ -34,15 +35,23 @@ _REFUSED = (*_EXCEPTIONS, ip_network("::ffff:0:0/96"))
 _ANYWHERE: tuple[Object, ...] = ({"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}})
 
 
-def make_egress(runtime: Runtime, *, trusted: bool = False) -> Object | None:
+# What manifests/ label the pods of gateways with.
+GATEWAY_LABELS = {"app.kubernetes.io/name": "wakegate", "app.kubernetes.io/component": "gateway"}
+
+
+def make_egress(runtime: Runtime, *, trusted: bool = False, service: tuple[str, int] | None = None) -> Object | None:
     """The NetworkPolicy that lets its sandboxes reach what spec.wakegate.egress allows; None: nothing.
 
-    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them. Names
-    are left out: a NetworkPolicy knows none.
+    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them. A
+    NetworkPolicy knows no names: with one in the list, sandboxes may reach the egress service. `service`: the
+    namespace of the gateways and their port for it; None: names open nothing.
     """
     entries = own_section(runtime).get("egress") or []
     labels = names.runtime_labels(runtime.key)
-    rules = [rule for entry in entries for rule in _rules(entry)]
+    direct = [rule for entry in entries for rule in _rules(entry)]
+    rules = direct if trusted else [_without_metadata(rule) for rule in direct]
+    if service is not None and runtime.key.kind is Kind.CODE_INTERPRETER and by_name(runtime):
+        rules = [*rules, _to_service(*service)]
     if not rules:
         return None
     return {
@@ -57,7 +66,7 @@ def make_egress(runtime: Runtime, *, trusted: bool = False) -> Object | None:
         "spec": {
             "podSelector": {"matchLabels": labels},
             "policyTypes": ["Egress"],
-            "egress": rules if trusted else [_without_metadata(rule) for rule in rules],
+            "egress": rules,
         },
     }
 
@@ -74,6 +83,15 @@ def refused_egress(entries: Any, place: str) -> Iterator[str]:
                 block = peer.get("ipBlock") if isinstance(peer, Mapping) else None
                 if block is not None and not (isinstance(block, Mapping) and _may_open(block.get("cidr"))):
                     yield f"{place}[{index}].to[{number}].ipBlock"
+
+
+def _to_service(namespace: str, port: int) -> Object:
+    """By the pods' labels and their own port, not the Service's address: policies are asked once that is resolved."""
+    peer = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "podSelector": {"matchLabels": GATEWAY_LABELS},
+    }
+    return {"to": [peer], "ports": [{"port": port, "protocol": "TCP"}]}
 
 
 def _network(cidr: Any) -> Network | None:

@@ -190,6 +190,7 @@ def _pod_defaults(settings: Settings, keys: KeyRing) -> PodDefaults:
         runtime_class=settings.kube_runtime_class,
         code_context=settings.code_context,
         trusted=settings.kube_trust_manifests,
+        egress_service=(settings.kube_gateway_namespace, settings.egress_port) if settings.egress_port else None,
         environment=_foreign_key(keys),
     )
 

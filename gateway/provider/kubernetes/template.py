@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 
 from gateway.core.model import Kind, Runtime
+from gateway.egress.environment import PROXIES
+from gateway.egress.grants import by_name
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
 from gateway.provider.kubernetes.pod_resources import quantity, with_limits
@@ -64,6 +66,7 @@ class PodDefaults:
     runtime_class: str = ""
     code_context: str = "warm"  # wire.ENV_CODE_CONTEXT
     trusted: bool = False  # manifests may ask for anything that a pod can have
+    egress_service: tuple[str, int] | None = None  # the gateways' namespace and their port for it (--egress-port)
     environment: Mapping[str, str] = field(default_factory=dict)  # of picod, e.g. AgentCube's public key
 
 
@@ -177,7 +180,7 @@ def _add_mounts(spec: Object, container: Object, runtime: Runtime) -> None:
 def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[str, Any]) -> Object:
     """The one container of a CodeInterpreter, without its resources. `template`: the manifest's `spec.template`."""
     port = default_port(runtime)
-    given = template.get("environment") or _plain(runtime)
+    given = [*_proxies(runtime, defaults), *(template.get("environment") or _plain(runtime))]
     container: Object = {
         "name": PICOD_CONTAINER,
         "image": runtime.image or defaults.picod_image,
@@ -256,9 +259,27 @@ def _picod_environment(runtime: Runtime, defaults: PodDefaults, given: Sequence[
         },
         {"name": wire.ENV_PORTS, "value": ",".join(f"{first}-{last}" for first, last in runtime.ports)},
         {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or defaults.code_context},
+        *([{"name": wire.ENV_EGRESS, "value": "service"}] if _by_service(runtime, defaults) else ()),
         *([{"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)}] if runtime.preload else ()),
         *({"name": name, "value": value} for name, value in defaults.environment.items()),
     ]
+
+
+def _by_service(runtime: Runtime, defaults: PodDefaults) -> bool:
+    """Whether picod passes on what code asks of the proxy."""
+    return defaults.egress_service is not None and by_name(runtime)
+
+
+def _proxies(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
+    """Where commands find the proxy. What the manifest sets itself is left to it."""
+    if not _by_service(runtime, defaults):
+        return []
+    return [{"name": name, "value": value} for name, value in PROXIES.items() if name not in _names_in(runtime)]
+
+
+def _names_in(runtime: Runtime) -> set[str]:
+    template = (runtime.manifest.get("spec") or {}).get("template") or {}
+    return {str(each.get("name")) for each in template.get("environment") or ()} | runtime.environment.keys()
 
 
 def _plain(runtime: Runtime) -> list[Object]:

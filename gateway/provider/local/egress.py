@@ -14,41 +14,14 @@ from typing import Protocol
 
 from gateway.core.model import Runtime, SandboxId
 from gateway.egress.credentials import placeholder_of
+from gateway.egress.environment import PROXIES, trust
 from gateway.egress.grants import of_runtime
 from gateway.egress.notation import Grant
-from picod import wire
 
 BUNDLE_FILE = "ca.pem"  # in the folder of synthetic files of /etc
 BUNDLE = "/run/wakegate/ca.pem"  # where sandboxes have it
 # Many tools read this one unless they are told otherwise; it is replaced where the machine has it.
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-TRUST = dict.fromkeys(
-    (
-        "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "NODE_EXTRA_CA_CERTS",
-        "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO", "DENO_CERT",
-    ),
-    BUNDLE,
-)  # fmt: skip
-PROXY = f"http://127.0.0.1:{wire.EGRESS_PORT}"
-_LOCAL = "localhost,127.0.0.1,::1"
-# ALL_PROXY is the HTTP one too: with a socks5h:// there, httpx raises at once unless a further package is installed.
-_PROXIES = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "ALL_PROXY": PROXY, "NO_PROXY": _LOCAL}
-ENVIRONMENT = {
-    **_PROXIES,
-    **{name.lower(): value for name, value in _PROXIES.items()},
-    # What is refused fails the same way however often it is tried; a connection that breaks is tried once more.
-    "PIP_RETRIES": "1",
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    "npm_config_proxy": PROXY,
-    "npm_config_https_proxy": PROXY,
-    "npm_config_noproxy": _LOCAL,
-    "npm_config_fetch_retries": "1",
-    "npm_config_fetch_retry_mintimeout": "100",
-    "npm_config_update_notifier": "false",
-    "npm_config_cache": "/tmp/.npm",  # noqa: S108 - not in the workspace, which is kept
-    "NODE_USE_ENV_PROXY": "1",  # Node's own fetch and http, from Node 22.21 and 24.5 on
-    "GIT_TERMINAL_PROMPT": "0",  # a repository that wants a password fails at once
-}
 
 
 class EgressServer(Protocol):
@@ -70,7 +43,7 @@ class EgressServer(Protocol):
 def environment(runtime: Runtime, bundle: Path) -> dict[str, str]:
     """Where the proxy is, whom to trust, and the placeholders of secrets. `bundle`: on the host; it may be missing."""
     placeholders = {secret.name: placeholder_of(str(runtime.key), secret.name) for secret in runtime.secrets}
-    return {**ENVIRONMENT, **(TRUST if bundle.exists() else {}), **placeholders}
+    return {**PROXIES, **(trust(BUNDLE) if bundle.exists() else {}), **placeholders}
 
 
 def bundle_binds(bundle: Path, etc: Sequence[str]) -> dict[str, str]:

@@ -22,9 +22,9 @@ def runtime(*egress: Any) -> Runtime:
     return Runtime(RuntimeKey("default", "one"), manifest=manifest)
 
 
-def reached(address: str, made: Runtime, **options: bool) -> bool:
+def reached(address: str, made: Runtime, *, trusted: bool = False) -> bool:
     """Whether an address block of the policy takes an address in, as a network plug-in reads it."""
-    policy = make_egress(made, **options)
+    policy = make_egress(made, trusted=trusted)
     assert policy is not None
     found = ip_address(address)
     blocks = [peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule.get("to", ()) if "ipBlock" in peer]

@@ -315,10 +315,12 @@ class Kubelet:
         command = [*container.get("command", []), *container.get("args", [])]
         if not container.get("command"):
             port = container["ports"][0]["containerPort"]
-            command = [sys.executable, "-m", "picod", "--host", address, "--port", str(port), *command]
+            # Pods share the machine's loopback, where 127.0.0.1:3128 could be one pod's only.
+            hosts = ["--host", address, "--egress-host", address]
+            command = [sys.executable, "-m", "picod", *hosts, "--port", str(port), *command]
         environ = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
         for variable in container.get("env", []):
-            environ[variable["name"]] = self._value(pod, variable, address)
+            environ[variable["name"]] = self._value(pod, variable, address).replace("127.0.0.1:3128", f"{address}:3128")
         bwrap = find_bwrap()
         assert bwrap is not None
         workdir = container.get("workingDir", "/")

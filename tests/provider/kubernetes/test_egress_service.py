@@ -1,0 +1,181 @@
+"""Names that sandboxes in a cluster may reach, through the gateway: a real gateway, its service, and real picods."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.core.model import Kind, Runtime, RuntimeKey
+from gateway.provider.kubernetes.egress import make_egress
+from gateway.provider.kubernetes.template import PodDefaults, make_template
+from tests.support.internet import PUBLIC, Internet, internet
+from tests.support.kube.clusters import REAL, in_thread
+from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for
+from tests.support.kube.simulator import Cluster
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(REAL, reason="pods of the simulator have an address each on this machine's loopback"),
+]
+
+SPEC: dict[str, Any] = {
+    **INTERPRETER,
+    "wakegate": {"egress": ["*.example.com", "origin.example.com:22"], "egressLimits": {"bytes": "50Mi"}},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    with internet(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with in_thread() as made:
+        made.call(lambda: made.create("codeinterpreters", "my-interpreter", namespace="default", spec=SPEC))
+        enforce_roles(made)
+        yield made
+
+
+@contextmanager
+def serving(
+    cluster: Cluster, world: Internet, folder: Path, *flags: str, port: int = 0
+) -> Iterator[tuple[Server, int]]:
+    """A gateway with the service, and its port. `port`: of the address that it tells sandboxes, if another one's."""
+    own = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_EGRESS_WRAPPER", json.dumps(list(world.enter)))
+        told = ["--egress-port", str(own), "--egress-address", f"localhost:{port or own}", *flags]
+        program = "tests.support.kube.worldly_gateway"
+        folder.mkdir()
+        with serve(folder / "state", *flags_for(cluster, folder), *told, program=program) as server:
+            yield server, own
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster, world: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(cluster, world, tmp_path_factory.mktemp("one") / "gateway") as (made, _):
+        yield made
+
+
+def create(server: Server, **fields: Any) -> str:
+    reply = server.client.post("/v1/sessions", json={"runtime": "default/my-interpreter", **fields})
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["id"])
+
+
+def status_of(server: Server, session: str, url: str) -> str:
+    """What curl gets, by the environment of the sandbox alone."""
+    reply = server.run(session, f"curl -sSk -o /dev/null -w '%{{http_code}} %{{http_connect}}' {url}")
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["stdout"])
+
+
+def log_of(server: Server, session: str) -> dict[str, Any]:
+    document: dict[str, Any] = server.client.get(f"/v1/sessions/{session}/egress").json()
+    return document
+
+
+def test_sessions_reach_names_by_their_own_rules_and_are_seen(server: Server) -> None:
+    """As on one machine: the runtime's names, a session's fewer ones, refusals in words, TLS untouched, one list."""
+    usual, narrow = create(server), create(server, egress=["origin.example.com"])
+    urls = ("http://origin.example.com/", "https://origin.example.com/", "http://other.example.com/",
+            "https://third.example.net/")  # fmt: skip
+    assert [status_of(server, usual, url) for url in urls] == ["200 000", "200 200", "200 000", "000 403"]
+    assert [status_of(server, narrow, url) for url in urls] == ["200 000", "200 200", "403 000", "000 403"]
+    wait_until(lambda: len(log_of(server, narrow)["log"]) == 4, "the session's list has all")
+    seen = log_of(server, narrow)
+    assert seen["connections"] == {"closed": 2, "refused": 2, "failed": 0, "cut": 0, "open": 0}
+    assert {line["address"] for line in seen["log"] if line["outcome"] == "closed"} == {PUBLIC}
+    shown = server.run(narrow, "curl -sS http://other.example.com/").json()["stdout"]
+    assert "egress refused: other.example.com:80 is not allowed" in shown
+    wait_until(lambda: log_of(server, usual)["bytesReceived"] > 500, "bytes are the session's")
+
+
+def test_limit_holds_over_connections(server: Server) -> None:
+    """50 MiB of one session, in pieces; another session has its own."""
+    session, other = create(server), create(server)
+    fetch = "curl -sS -o /dev/null -w '%{size_download}' http://origin.example.com/bytes/30000000"
+    assert server.run(session, fetch).json()["stdout"] == "30000000"
+    assert int(server.run(session, fetch).json()["stdout"]) < 23_000_000
+    assert status_of(server, session, "http://origin.example.com/") == "403 000"
+    assert status_of(server, other, "http://origin.example.com/") == "200 000"
+
+
+def test_killed_service_is_replaced(server: Server) -> None:
+    """kill -9: the next connection of the same session is served."""
+    session = create(server)
+    assert status_of(server, session, "http://origin.example.com/") == "200 000"
+    children = psutil.Process(server.process.pid).children()
+    (service,) = [each for each in children if "gateway.egress" in each.cmdline() and each.status() != "zombie"]
+    os.kill(service.pid, signal.SIGKILL)
+    assert status_of(server, session, "http://origin.example.com/") == "200 000"
+
+
+def test_environment_of_the_manifest_stays_and_agents_have_none() -> None:
+    """What a manifest sets is not replaced; nothing is set where only networks are named, or no service is."""
+    service = PodDefaults("picod:1", egress_service=("wakegate", 3129))
+
+    def variables(spec: dict[str, Any], defaults: PodDefaults = service, **fields: Any) -> dict[str, str]:
+        runtime = Runtime(RuntimeKey("default", "one"), manifest={"spec": spec}, **fields)
+        container = make_template(runtime, defaults)["spec"]["containers"][0]
+        return {each["name"]: each.get("value", "") for each in container["env"]}
+
+    given = variables({"template": {"environment": [{"name": "NO_PROXY", "value": "mine"}]}}, egress=("pypi",))
+    assert (given["NO_PROXY"], given["HTTPS_PROXY"]) == ("mine", "http://127.0.0.1:3128")
+    assert {"NO_PROXY", "HTTPS_PROXY", "npm_config_proxy"} <= set(given["PICOD_FORWARD_ENV"].split(","))
+    assert given["PICOD_EGRESS"] == "service"
+    for other in (variables({}, egress=("10.0.0.0/8",)), variables({}, PodDefaults("picod:1"), egress=("pypi",))):
+        assert not {"HTTPS_PROXY", "PICOD_EGRESS"} & other.keys()
+
+
+def test_policy_opens_the_gateways_port_to_those_who_name_hosts() -> None:
+    """And to nobody else; what is named as a network is open as before."""
+
+    def policy(*egress: Any, kind: Kind = Kind.CODE_INTERPRETER) -> Any:
+        runtime = Runtime(
+            RuntimeKey("default", "one", kind),
+            manifest={"spec": {"template": {}, "wakegate": {"egress": list(egress)}}},
+            egress=tuple(each for each in egress if isinstance(each, str) and each != "dns"),
+        )
+        made = make_egress(runtime, service=("gateways", 3129))
+        return None if made is None else made["spec"]["egress"]
+
+    (rule,) = policy("pypi")
+    assert rule["ports"] == [{"port": 3129, "protocol": "TCP"}]
+    assert rule["to"][0]["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}
+    assert policy("10.0.0.0/8", "pypi") == [*policy("10.0.0.0/8"), rule]
+    assert rule not in policy("10.0.0.0/8")
+    assert policy("pypi", kind=Kind.AGENT_RUNTIME) is None
+
+
+def test_any_gateway_serves_any_session(cluster: Cluster, world: Internet, tmp_path: Path) -> None:
+    """The Service may send a connection to a gateway that never had the session: it finds it in the store. Its end,
+    and a sandbox that it slept away from, are found there too."""
+    redis = RedisServer(tmp_path / "redis").start()
+    try:
+        common = ["--store", redis.url, "--snapshots", (tmp_path / "kept").as_uri()]
+        with (
+            serving(cluster, world, tmp_path / "a", *common) as (a, way),
+            serving(cluster, world, tmp_path / "b", *common, port=way) as (b, _),
+        ):
+            session = create(b, egress=["origin.example.com"])
+            assert status_of(b, session, "http://origin.example.com/") == "200 000"
+            assert status_of(b, session, "http://other.example.com/") == "403 000"
+            wait_until(lambda: log_of(a, session)["connections"]["closed"] == 1, "the one that served it has the list")
+            assert b.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+            assert status_of(b, session, "http://origin.example.com/") == "200 000"
+    finally:
+        redis.kill()
