@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+# A grant has 256 entries of 300 characters and some secrets of 4 KiB, and a report of the log 10,000 lines of 500
+# bytes.
 MAX_MESSAGE_BYTES = 8 << 20
 _READ_BYTES, _READ_FDS = 64 << 10, 64  # descriptors beyond the room that is given for them would be lost
 
@@ -50,6 +52,8 @@ class Channel:
         body = json.dumps({**message, "fds": len(fds)}).encode()
         data = memoryview(len(body).to_bytes(4, "big") + body)
         self._waiting.append((data, [os.dup(fd) for fd in fds]))
+        # Nothing is dropped here. How far the other end is behind is `waiting_bytes`, and who sends reports looks at
+        # it.
         if len(self._waiting) == 1:  # else messages before it wait for the socket, and order is kept
             self._writable()
 
@@ -97,6 +101,7 @@ class Channel:
             return
         except OSError:
             data, fds = b"", []
+        # recvmsg gives them out inheritable: a sandbox that the gateway starts next would have another one's listener.
         for fd in fds:
             os.set_inheritable(fd, False)
         self._fds += fds

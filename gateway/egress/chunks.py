@@ -48,6 +48,7 @@ class Chunks:
         return b"".join(found)
 
     def _take_line(self, line: bytes) -> None:
+        # A bare line feed ends a line for some servers and not for others. So does a size such as 0x10, or +10.
         if not line.endswith(b"\r\n"):
             raise BadChunkError("a line of its chunks does not end with CR LF")
         line = line[:-2]
@@ -62,6 +63,8 @@ class Chunks:
                 raise BadChunkError("a chunk is longer than its size")
             self._state = "size"
         else:
+            # Trailers are read, so that the end is found, and dropped: they would be fields that nobody has decided
+            # about.
             self._trailers += len(line) + 2
             if self._trailers > _MAX_TRAILERS_BYTES:
                 raise BadChunkError("its trailers are too large")

@@ -117,6 +117,8 @@ class Client:
         cache = self.shared.cache
         if cache is None or not cache.serves(target) or self.egress.credentials_for(target):
             return None
+        # The preset says that its files may be shared. A name or `any` says only that the host may be reached: its TLS
+        # is the sandbox's own business then, and is not ended for a cache that nobody asked for.
         rules = (rule for layer in self.egress.layers for rule in layer.rules)
         return cache if any(rule.text == PYPI and rule.matches(target.host, target.port) for rule in rules) else None
 
@@ -165,6 +167,8 @@ class Client:
         if access is not None:
             access.up += up
             access.down += down
+        # Counted once they have been read: what a session moves beyond its limit is at most one piece of each
+        # connection, 512 of 256 KiB, 128 MiB. Counting before would need to know how much comes.
         delay = self.account.moved(up, down, self.shared.loop.time())
         if self.account.is_spent:
             self.cut(f"this session has moved {self.account.limits.bytes} bytes, the most that its runtime allows")
@@ -174,6 +178,7 @@ class Client:
     def cut(self, reason: str) -> None:
         """Say in the log why the connection ends; the first reason stays."""
         access = self._access
+        # The first reason is the cause; what follows, such as a broken pipe, is what came of it.
         if access is not None and not access.reason:
             access.reason, access.outcome = reason[:500], Outcome.CUT
 
@@ -210,4 +215,5 @@ class Client:
             if self._logged:
                 access.left_out, self.account.lines_left_out = self.account.lines_left_out, 0
         if self._logged:
+            # A copy: counts of an open connection go on changing, and a line is what was so when it was written.
             self.shared.record(replace(access))

@@ -55,6 +55,7 @@ class Dialer:
                 return await _connect(address, target), str(address), verdict.rule
             except (RefusedError, UnreachableError) as error:
                 # A refusal says more than a failure, and one address that is refused does not close the others.
+                # A refusal says more than that another address did not answer: it is what the operator can change.
                 last = last if isinstance(last, RefusedError) else error
         raise last
 

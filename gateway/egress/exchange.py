@@ -35,6 +35,7 @@ async def exchange(client: Client, head: Head, rest: bytes, authority: str, path
     assert upstream is not None
     loop = client.shared.loop
     await _send(client, upstream, request_head(head, authority, path))
+    # Its body is of another protocol, if the origin agrees; until then nothing that the client says is passed on.
     if head.upgrade:
         await _answer(client, upstream, rest)
         return
@@ -146,6 +147,7 @@ async def _answer(client: Client, upstream: socket.socket, held: bytes | None) -
             return
         data = data[end + 4 :]
         if status == 101 and held is None:  # what followed would be of a protocol that nobody looks at
+            # Else an origin that is in league with the code turns one permitted GET into a tunnel.
             client.cut("the origin changed the protocol unasked")
             return
         await _send(client, client.socket, response_head(status, line, fields))

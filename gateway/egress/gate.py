@@ -33,6 +33,8 @@ from gateway.egress.values import read_value
 logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 5.0
+# One that fails at once is started after 0.05, 0.1, 0.2 s and so on: a service that cannot start, such as for want of
+# memory, costs one process in 5 s. One that ran is replaced at once, as sandboxes wait.
 _STEADY_S = 10.0  # a service that ran for so long did not fail at its start
 _END_TIMEOUT_S = 5.0
 _CUT = "the egress service ended"
@@ -149,6 +151,8 @@ class EgressGate:
         found = self._sandboxes.get(sandbox)
         if found is None or found.grant == grant:
             return
+        # Of the same session: a limit of its tenant has changed, and open connections stay. Of another: what the one
+        # before has opened must not be the next one's.
         keep = found.grant.session == grant.session
         found.grant = grant
         if self._channel is not None:
@@ -208,6 +212,7 @@ class EgressGate:
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None
+            # Shielded: when the gateway ends meanwhile the thread goes on, and no zombie stays.
             await asyncio.shield(asyncio.to_thread(_reap, process))
             self._process = None
 

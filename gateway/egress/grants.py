@@ -20,6 +20,8 @@ def of_runtime(runtime: Runtime) -> Grant:
 
 def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | None = None) -> Grant:
     """Of a session's sandbox. `ceiling`: what its tenant may reach at most; None: not limited."""
+    # From the outermost on. All of them have to allow a target, so the order decides only which of them a refusal
+    # names.
     layers: list[LayerEntries] = [_layer(runtime)]
     if session.egress is not None:
         layers.append(("`egress` of the session (POST /v1/sessions)", session.egress))
@@ -35,6 +37,7 @@ def by_name(runtime: Runtime) -> bool:
 
 def check_narrower(runtime: Runtime, entries: Sequence[Entry]) -> None:
     """Raise ValueError for entries of a session that are malformed, or allow what its runtime does not."""
+    # Refused when the session is made, though a wider entry would open nothing: silence would look like a permission.
     wider = list(uncovered(parse_rules(entries), parse_rules(runtime.egress)))
     if wider:
         allowed = ", ".join(str(entry) for entry in runtime.egress[:20]) or "nothing"

@@ -39,6 +39,7 @@ async def serve_http(client: Client, data: bytes) -> None:
     if head.method == "CONNECT":
         await _connect(client, head, rest)
     elif head.target.startswith("/"):
+        # Mostly a browser or a health check that was pointed here: an answer that says so spares a search.
         text = "this is the egress proxy of the sandbox; send it requests with whole URLs, or CONNECT"
         await client.send(_answer(404, "NOT_FOUND", text))
     else:

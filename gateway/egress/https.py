@@ -34,6 +34,7 @@ async def end_tls(client: Client, target: Target, data: bytes) -> None:
     except (EndedError, ssl.SSLError, TimeoutError) as error:
         client.cut(f"its TLS cannot be ended here: {error or 'no handshake in time'}")
         raise GoneError from None
+    # From here on refusals are HTTP within TLS, which the client shows. Before, only a broken handshake says anything.
     connection = _Connection(client, target, inner)
     try:
         await connection.serve()
@@ -84,6 +85,8 @@ class _Connection:
                     return
                 self._rest = exchange.rest
         except RefusedRequestError as error:
+            # And the connection ends: what follows a refused request may be its body, or the second half of a smuggled
+            # one.
             await self._inner.send(error.answer())
 
     async def _next_head(self) -> bytes | None:

@@ -57,6 +57,8 @@ class Exchange:
         try:
             served.receive_data(received)
             served.next_event()
+            # Poisoning: fields of this sandbox could have the origin answer with another file, which others would then
+            # install.
             if url:
                 head = replace(head, fields=_SHARED_FIELDS)
             await self._send(origin_request(head, self._target, self._credentials))
@@ -177,6 +179,7 @@ class Exchange:
     def _response(self, event: h11.Response, mask: Mask) -> h11.Response:
         fields = [(name.lower(), value) for name, value in event.headers.raw_items()]
         coding = next((value for name, value in fields if name == b"content-encoding"), b"identity").lower()
+        # 204 and 304 have no body, whatever they say of its coding.
         if self._credentials and coding != b"identity" and event.status_code not in (204, 304):
             self._client.cut(f"{self._target} compressed its answer unasked, so that it cannot be looked at")
             raise EndedError("compressed")
@@ -188,6 +191,8 @@ class Exchange:
 
     async def _switched(self, mask: Mask) -> None:
         """A WebSocket: bytes both ways, until a side ends."""
+        # Nothing is put into a client's frames, which are masked by keys of its own (RFC 6455). The origin's are in
+        # clear, and looked at as any answer.
         await self._origin.send(self._served.trailing_data[0])
         await self._inner.send(mask.feed(self._asked.trailing_data[0]))
 

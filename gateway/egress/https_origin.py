@@ -43,6 +43,8 @@ class Origin:
     async def reached(self) -> None:
         """Wait until the origin is known to be who it should be. Raises RefusedRequestError."""
         try:
+            # Shielded: a request that leaves while it waits must not break the handshake for the next on this
+            # connection.
             await asyncio.shield(self.begin_handshake())
         except ssl.SSLCertVerificationError as error:
             reason = f"the certificate of {self._target} is not accepted: {error.verify_message}"

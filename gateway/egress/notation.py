@@ -40,6 +40,7 @@ class Grant:
             }
             for each in self.secrets
         ]  # fmt: skip
+        # Entries go as they were written, not as parsed rules: refusals quote them, and one parser serves both ends.
         document = {"session": self.session, "tenant": self.tenant, "layers": layers, "limits": asdict(self.limits)}
         return {**document, "secrets": secrets}
 
@@ -66,6 +67,9 @@ class Egress:
         """Whether TLS to this host ends in the service: it gets a credential, or only some requests are allowed."""
         if self.credentials_for(target):
             return True
+        # Whatever the policy allows unseen stays between the sandbox and its host. Ending TLS of all hosts was
+        # rejected: it costs CPU twice (docs/adr/0020-tls-ended.md), and programs that bring their own authorities would
+        # fail.
         unseen = Target(target.host, target.port)
         if target.port == _HTTP or decide(self.layers, unseen).allowed:
             return False
@@ -91,6 +95,8 @@ def _rules(entries: Sequence[Any]) -> tuple[Rule, ...]:
     return parse_rules(entries)
 
 
+# Sandboxes of one runtime have the same entries: at 1000 sandboxes of ten runtimes ten lists are parsed, and their
+# rules are in memory once. A mapping cannot be hashed, and is parsed each time.
 @lru_cache(maxsize=256)
 def _rules_of_texts(entries: tuple[str, ...]) -> tuple[Rule, ...]:
     return parse_rules(entries)

@@ -36,6 +36,7 @@ _CACHED_NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})")
 _OWN_FIELDS = frozenset((b"range", b"authorization", b"cookie", b"if-range", b"if-match", b"if-none-match",
                          b"if-modified-since", b"if-unmodified-since", b"upgrade", b"expect"))  # fmt: skip
 _OWN_ANSWERS = frozenset((b"set-cookie", b"content-encoding", b"content-range", b"transfer-encoding"))
+# With 5 GiB that is 1.25 GiB; torch for CUDA has 0.9. A larger file would push out everything else for one install.
 _SHARE = 4  # of the whole cache is the most that one file takes: a fourth
 
 
@@ -44,6 +45,7 @@ def url_of(target: Target, head: Head) -> str:
     path = head.target
     if head.method != "GET" or head.length != 0 or any(name in _OWN_FIELDS for name, _ in head.fields):
         return ""
+    # One spelling for each file: with %2e or // a sandbox could fill the cache with copies of one that is there.
     if not _PATH.fullmatch(path) or "?" in path or "%" in path or "/." in path or "//" in path:
         return ""
     return f"https://{target}{path}"
@@ -76,6 +78,7 @@ class PackageCache:
         self._kept, self._new = folder / "kept", folder / "new"
         for each in (folder, self._kept, self._new):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not continued: a half of a file has no digest that says what the other half should be.
         for left in self._new.iterdir():  # of a service that was killed
             left.unlink()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # by the hash of the URL, used least recently first
@@ -125,6 +128,8 @@ class PackageCache:
         # Without a length it is not known when the file is whole; a large one would push out all others.
         if not length or length * _SHARE > self._most or name in self._writing or name in self._entries:
             return None
+        # Room is taken when the fetch begins, not when it ends: 100 fetches at once would otherwise fill the disk
+        # together.
         self._shrink(length)
         if self.bytes + length > self._most:
             return None  # so much is being fetched at once

@@ -61,23 +61,29 @@ def decide(layers: Sequence[Layer], target: Target) -> Verdict:
         found = next((each for each in matching if _admits(each, target)), None)
         if found is None:
             return _refused(layer, target, matching)
+        # The log names the outermost layer's entry, the manifest's: the others can only repeat a part of it.
         rule = rule or found.text
     return Verdict(True, rule)
 
 
 def _admits(rule: Rule, target: Target) -> bool:
+    # A rule with methods or paths opens a connection only where its requests will be seen. Otherwise `methods: [GET]`
+    # would let any request through that is encrypted.
     if not rule.limited:
         return True
     return target.visible and (not target.method or rule.admits(target.method, target.path))
 
 
 def _refused(layer: Layer, target: Target, matching: Sequence[Rule]) -> Verdict:
+    # Told apart, since what to do differs: a request that no entry has, an entry that cannot be kept because its
+    # requests are not seen, and a host that is in no entry.
     if matching and target.method:
         reason = f"{target.method} {target.path[:80]} of {target} is not allowed"
         return Verdict(False, reason=reason, setting=f"its methods and paths are in {layer.setting}")
     if matching:
         reason = f"{target} is allowed for some methods and paths only, and its requests are encrypted"
         return Verdict(False, reason=reason, setting=f"drop methods and paths from its entry in {layer.setting}")
+    # What to add as people write it: the ports of a name are 80 and 443 without being named.
     entry = f"{target.host}" if not isinstance(target.host, str) or target.port in (80, 443) else f"{target}"
     return Verdict(False, reason=f"{target} is not allowed", setting=f"to allow it, add {entry} to {layer.setting}")
 

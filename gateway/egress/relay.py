@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 
 CHUNK_BYTES = 256 << 10
+# 1 MiB in a step takes 0.6 ms at 1.7 GB/s: with 500 busy connections each has its turn every 300 ms.
 _TURNS = 4  # reads in one step: more would keep other connections waiting
 
 _shared = memoryview(bytearray(CHUNK_BYTES))
@@ -77,6 +78,8 @@ class Pipe:
                 return
             self.moved += count
             delay = self._count(count)
+            # At once, from the buffer that all share: nothing else can run between the read and this, as there is no
+            # await.
             if not self._send(_shared[:count]):
                 return
             if delay:
@@ -138,6 +141,7 @@ class Pipe:
 
     def _shut(self) -> None:
         try:
+            # Half of the connection: a client that has sent all it has (git, rsync) still waits for its answer.
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the other side was faster

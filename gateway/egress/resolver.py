@@ -13,6 +13,7 @@ from gateway.egress.addresses import Address, unmapped
 
 _THREADS = 16  # getaddrinfo blocks, 5 s and more where a name server does not answer
 _TIMEOUT_S = 10.0
+# Below any TTL that matters, and not the way around a check: what is dialled is checked again, address by address.
 _FRESH_S = 5.0  # an answer is used again for so long: hundreds of connections to one name ask once
 _MAX_KEPT = 1024
 _MAX_WAITING = 1024  # names that are being resolved
@@ -53,6 +54,7 @@ class SystemResolver:
             asking.add_done_callback(lambda done: self._answered(name, done))
         try:
             async with asyncio.timeout(_TIMEOUT_S):
+                # The thread cannot be stopped anyway, and the next who asks finds the answer.
                 return await asyncio.shield(asking)
         except TimeoutError:
             raise ResolveError(f"{name}: the name server does not answer") from None

@@ -22,6 +22,7 @@ from gateway.egress.rules import Ports, Rule
 Entry = str | Mapping[str, Any]
 
 MAX_ENTRIES = 256
+# What people write is bounded before it is parsed, as sessions' entries come from any client.
 _MAX_TEXT = 300  # characters of an entry: a name has 253
 _MAX_LISTED = 32  # methods, paths and ranges of ports of one entry
 _WEB: Ports = ((80, 80), (443, 443))

@@ -80,6 +80,7 @@ def _covers(outer: Rule, inner: Rule) -> bool:
     if outer.paths and not (inner.paths and all(any(_is_below(a, b) for b in outer.paths) for a in inner.paths)):
         return False
     if outer.any:
+        # `any` is every public host: a session may not make 10.0.0.0/8 of it.
         return inner.network is None or is_open(inner.network)
     if inner.any:
         return False

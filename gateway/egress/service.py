@@ -40,6 +40,7 @@ _IDLE_S, _IDLE_CHECK_S = (
 )  # after which a connection without a byte is closed, and how often that is looked at
 _MAX_LINES = 10_000  # of the log that the gateway has not taken
 _MAX_BEHIND_BYTES = 4 << 20
+# A backlog of 1024 that is taken at once would, at 50 us each, keep running transfers waiting for 50 ms.
 _ACCEPTS = 16  # in one step
 _SPARE_FDS = 64
 # Sandboxes in a cluster whose counts are kept though none of their connections is open. One that is forgotten counts
@@ -94,6 +95,9 @@ class Service:
         self._lines: list[Access] = []
         self._lines_lost = 0
         self._connections = self._numbered = 0
+        # Three descriptors to a connection: the client's, the origin's, and one in a file of the cache or a lookup. At
+        # the limit the rest waits in the kernel; to run out in the middle of a connection would break one that was
+        # promised.
         self._most = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS) // 3)
 
     async def run(self) -> None:
@@ -162,6 +166,7 @@ class Service:
         else:
             self._report_bytes(slot)
             slot.cut()
+            # Anew: the bytes of the session before are not this one's. A warm sandbox has moved some, too.
             slot.account, slot.reported = Account(egress.limits, self._loop.time()), (0, 0)
 
     def _close(self, name: str) -> None:

@@ -27,6 +27,7 @@ async def serve_socks(client: Client, data: bytes) -> None:
     reader = _Reader(client, data)
     _, count = await reader.take(2)
     methods = await reader.take(count)
+    # Nothing is asked for: the listener says whose it is, and a password would have to be in the sandbox.
     if _NO_AUTHENTICATION not in methods:
         await client.send(bytes((VERSION, _NONE_ACCEPTABLE)))
         return

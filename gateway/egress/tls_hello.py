@@ -32,8 +32,11 @@ def server_name(data: bytes) -> str | None:
     while extensions.left:
         kind = extensions.number(2)
         content = extensions.block(2)
+        # Encrypted hellos (ECH) carry an outer name here too, which is then compared as any: what is inside only the
+        # host that was asked for can read.
         if kind == _SERVER_NAME:
             found += _names(_Reader(content))
+    # RFC 6066 forbids a second one; servers that meet it take the first, or the last.
     if len(found) > 1:
         raise ValueError("several server names")
     return found[0] if found else ""

@@ -16,6 +16,7 @@ _BUNDLES = (
 
 def trust_bundle(own: bytes, more: Path | None) -> bytes:
     """All of it as PEM; `own` comes last. Blocks. Raises OSError."""
+    # One file with all: most tools read a single one, and with ours alone they could reach no host whose TLS passes.
     parts = [_of_this_machine(), *([] if more is None else [more.read_bytes()]), own]
     return b"\n".join(part.rstrip() for part in parts) + b"\n"
 

@@ -31,6 +31,8 @@ async def tunnel(client: Client, target: Target, data: bytes) -> None:
         return
     loop, upstream = client.shared.loop, client.upstream
     assert upstream is not None
+    # Before a word of the client is looked at: SSH, SMTP and databases wait for the server to speak first. Nothing that
+    # it says needs a look, as it is whom the policy allows.
     down = Pipe(loop, upstream, client.socket, client.count_down)
     down.start()
     up: Pipe | None = None
@@ -42,6 +44,8 @@ async def tunnel(client: Client, target: Target, data: bytes) -> None:
         data = beginning.result()
         if _is_http(data):
             down.close()
+            # The pipe goes, so that the answer is read as HTTP, and ends where it says: else a second request could
+            # follow.
             await _as_http(client, target, data)
             return
         up = Pipe(loop, client.socket, upstream, client.count_up)

@@ -20,6 +20,7 @@ def read_value(secret: Secret) -> str:
         return check_value(found)
     try:
         with open(secret.file, "rb") as file:
+            # Two more than the longest value: its line's end, or one byte that shows it to be too long.
             return check_value(file.read(MAX_VALUE + 2).decode("ascii"))
     except OSError as error:
         raise ValueError(f"{secret.file} cannot be read: {error.strerror}") from None

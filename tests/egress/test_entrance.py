@@ -196,6 +196,15 @@ async def test_end_of_a_session_ends_its_connections_and_its_token(door: Door, p
         assert await reader.read() == b""
     writer.close()
     assert b"403 egress refused: this sandbox has no session" in (await pods[0].ask())[0]
+    # One whose sandbox is bound anew is asked about at once, not refused by the answer of before.
+    door.admit("two", "origin.example.com:22", "origin.example.com")
+    pods[0].tell(door.port, "two")
+    reader, writer = await pods[0].open()
+    door.gate.leave("sb-two")
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
+    assert (await pods[0].ask())[0] == b"HTTP/1.1 200 OK"
 
 
 async def test_killed_service_asks_anew(door: Door, pods: list[Pod]) -> None:

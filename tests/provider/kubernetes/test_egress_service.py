@@ -6,8 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,7 +18,7 @@ from tests.support.internet import PUBLIC, Internet, internet
 from tests.support.kube.clusters import REAL, in_thread
 from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.support.kube.simulator import Cluster
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import free_port
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
@@ -49,25 +47,15 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
-@contextmanager
-def serving(
-    cluster: Cluster, world: Internet, folder: Path, *flags: str, port: int = 0
-) -> Iterator[tuple[Server, int]]:
-    """A gateway with the service, and its port. `port`: of the address that it tells sandboxes, if another one's."""
-    own = free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEST_EGRESS_WRAPPER", json.dumps(list(world.enter)))
-        told = ["--egress-port", str(own), "--egress-address", f"localhost:{port or own}", *flags]
-        program = "tests.support.kube.worldly_gateway"
-        folder.mkdir()
-        with serve(folder / "state", *flags_for(cluster, folder), *told, program=program) as server:
-            yield server, own
-
-
 @pytest.fixture(scope="module")
 def server(cluster: Cluster, world: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(cluster, world, tmp_path_factory.mktemp("one") / "gateway") as (made, _):
-        yield made
+    """A gateway with the service. It is told by a name, which it has to look up."""
+    port, folder = free_port(), tmp_path_factory.mktemp("gateway")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_EGRESS_WRAPPER", json.dumps(list(world.enter)))
+        flags = [*flags_for(cluster, folder), "--egress-port", str(port), "--egress-address", f"localhost:{port}"]
+        with serve(folder / "state", *flags, program="tests.support.kube.worldly_gateway") as made:
+            yield made
 
 
 def create(server: Server, **fields: Any) -> str:
@@ -159,23 +147,3 @@ def test_policy_opens_the_gateways_port_to_those_who_name_hosts() -> None:
     assert policy("10.0.0.0/8", "pypi") == [*policy("10.0.0.0/8"), rule]
     assert rule not in policy("10.0.0.0/8")
     assert policy("pypi", kind=Kind.AGENT_RUNTIME) is None
-
-
-def test_any_gateway_serves_any_session(cluster: Cluster, world: Internet, tmp_path: Path) -> None:
-    """The Service may send a connection to a gateway that never had the session: it finds it in the store. Its end,
-    and a sandbox that it slept away from, are found there too."""
-    redis = RedisServer(tmp_path / "redis").start()
-    try:
-        common = ["--store", redis.url, "--snapshots", (tmp_path / "kept").as_uri()]
-        with (
-            serving(cluster, world, tmp_path / "a", *common) as (a, way),
-            serving(cluster, world, tmp_path / "b", *common, port=way) as (b, _),
-        ):
-            session = create(b, egress=["origin.example.com"])
-            assert status_of(b, session, "http://origin.example.com/") == "200 000"
-            assert status_of(b, session, "http://other.example.com/") == "403 000"
-            wait_until(lambda: log_of(a, session)["connections"]["closed"] == 1, "the one that served it has the list")
-            assert b.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
-            assert status_of(b, session, "http://origin.example.com/") == "200 000"
-    finally:
-        redis.kill()

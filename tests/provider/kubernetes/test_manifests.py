@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import yaml
 
 from gateway import __version__
-from gateway.core.model import Kind
+from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.core.settings import ENV_PREFIX, Settings, requires_identity
 from gateway.core.settings_load import load
 from gateway.core.units import parse_duration
+from gateway.egress.addresses import METADATA, is_within
 from gateway.provider.kubernetes import names, rights
+from gateway.provider.kubernetes.egress import make_egress
 from gateway.provider.kubernetes.template import PodDefaults, make_template
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
 from tests.support.kube.manifests import MANIFESTS, ROOT, built, one
@@ -73,7 +76,8 @@ def test_overlay_settings_are_settings_of_the_gateway(overlay: str) -> None:
     container = gateway_pod(overlay)["containers"][0]
     assert settings.engine == "kubernetes"
     assert settings.host == "0.0.0.0"
-    assert container["ports"] == [{"containerPort": settings.port, "name": "http"}]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": settings.port, "egress": settings.egress_port}
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert str(settings.state_dir) in mounts
     assert all(str(path) in mounts for path in settings.runtime)
@@ -281,6 +285,39 @@ def test_overlay_lets_gateways_reach_only_what_they_need(overlay: str) -> None:
     assert [peer["podSelector"]["matchLabels"] for rule in everything for peer in rule["to"]] == [
         {names.MANAGED: names.MANAGER}
     ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_opens_the_egress_port_to_sandboxes_alone(overlay: str) -> None:
+    """The settings, the Service, the container and both sides' policies name one port; no metadata server is opened."""
+    settings, pod = settings_of(overlay), one(overlay, "Deployment", "wakegate")["spec"]["template"]
+    host, _, port = settings.egress_address.rpartition(":")
+    service = one(overlay, "Service", host)["spec"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    assert service["sessionAffinity"] == "ClientIP"
+    ports = {each["name"]: each["containerPort"] for each in pod["spec"]["containers"][0]["ports"]}
+    assert [(str(each["port"]), ports[each["targetPort"]]) for each in service["ports"]] == [
+        (port, settings.egress_port)
+    ]
+    policy = one(overlay, "NetworkPolicy", "wakegate-gateway-egress")["spec"]
+    (rule,) = policy["ingress"]
+    assert [each["podSelector"]["matchLabels"] for each in rule["from"]] == [{names.MANAGED: names.MANAGER}]
+    assert [each["port"] for each in rule["ports"]] == [settings.egress_port]
+    open_to_all = one(overlay, "NetworkPolicy", "wakegate-gateway")["spec"]["ingress"]
+    assert [each["port"] for rule in open_to_all for each in rule["ports"]] == [settings.port]
+    (reach,) = policy["egress"]
+    assert [each["port"] for each in reach["ports"]] == [80]
+    refused = [ip_network(each) for peer in reach["to"] for each in peer["ipBlock"]["except"]]
+    for metadata in METADATA:
+        assert is_within(metadata, refused), metadata
+    manifest = {"spec": {"wakegate": {"egress": ["pypi"]}}}
+    runtime = Runtime(RuntimeKey("default", "one"), manifest=manifest, egress=("pypi",))
+    made = make_egress(runtime, service=(settings.kube_gateway_namespace, settings.egress_port))
+    assert made is not None
+    (peer,) = made["spec"]["egress"][0]["to"]
+    assert peer["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    namespace = one(overlay, "Namespace", settings.kube_gateway_namespace)["metadata"]["labels"]
+    assert peer["namespaceSelector"]["matchLabels"].items() <= namespace.items()
 
 
 def gateway_labels(overlay: str) -> Any:
