@@ -62,7 +62,7 @@ TRIALS = (
     Trial("agentscope-runtime", "newest", "agentscope_sandbox.py", ("agentscope-runtime",)),
     Trial("jupyter-kernel-client", "0.9.0", "jupyter_kernel.py", ("jupyter-kernel-client==0.9.0",)),
     Trial("jupyter-kernel-client", "newest", "jupyter_kernel.py", ("jupyter-kernel-client",)),
-    Trial("mcp", "1.12.4", "mcp_tools.py", ("mcp==1.12.4",)),
+    Trial("mcp", "1.30.0", "mcp_tools.py", ("mcp==1.30.0",)),
     Trial("mcp", "newest", "mcp_tools.py", ("mcp",)),
     Trial("openai", "2.0.0", "openai_containers.py", ("openai==2.0.0",)),
     Trial("openai", "newest", "openai_containers.py", ("openai",)),
