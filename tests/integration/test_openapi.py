@@ -39,7 +39,7 @@ ENDLESS = {
 UNSUPPORTED = {f"/sandboxes/{{sandbox_id}}/{verb}" for verb in ("fork", "snapshots", "network")}
 INTERNAL = {
     "/health", "/api/suspend", "/api/resume", "/api/snapshot", "/api/snapshot/fingerprint", "/api/activity",
-    "/api/ports/", "/api/terminal",
+    "/api/ports/", "/api/terminal", "/api/egress",
 }  # fmt: skip
 
 

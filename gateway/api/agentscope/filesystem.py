@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import posixpath
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -179,8 +178,8 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     plain = pattern.casefold()
     if not any(each in plain for each in "*?["):
         return lambda name: plain in name.casefold()
-    compiled = re.compile(fnmatch.translate(plain.replace("**/", "*")))
-    return lambda name: compiled.match(name.casefold()) is not None
+    wildcards = plain.replace("**/", "*")
+    return lambda name: fnmatch.fnmatchcase(name.casefold(), wildcards)
 
 
 async def get_file_info(files: WorkspaceFiles, arguments: Arguments) -> str:
