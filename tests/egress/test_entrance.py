@@ -236,7 +236,8 @@ async def test_strangers_at_the_port_get_nothing(door: Door) -> None:
         asked = len(door.asked)
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
         writer.write(line)
-        writer.write_eof()
+        with contextlib.suppress(OSError):  # it was refused, and closed, at its first byte
+            writer.write_eof()
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b"", line
         writer.close()

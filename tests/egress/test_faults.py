@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.internet import Internet
-from tests.support.serve import Server, processes_of
+from tests.support.serve import Server, child_that_runs, processes_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -82,9 +82,7 @@ def connections(server: Server, session: str) -> dict[str, int]:
 
 def egress_service(server: Server) -> psutil.Process:
     """The process of the gateway that has the connections."""
-    children = psutil.Process(server.process.pid).children()
-    (found,) = [each for each in children if "gateway.egress" in each.cmdline() and each.status() != "zombie"]
-    return found
+    return child_that_runs(server, "gateway.egress")
 
 
 def kept_by(state: Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.internet import PUBLIC, Internet
-from tests.support.serve import Server, processes_of
+from tests.support.serve import Server, child_that_runs, processes_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -131,9 +131,8 @@ def test_gateway_killed_under_load_leaves_nothing(server: Server, tmp_path: Path
     session = create(server)
     server.run(session, "curl -sS http://origin.example.com/bytes/99999999999 >/dev/null 2>&1 &")
     wait_until(lambda: log_of(server, session)["bytesReceived"] > 1_000_000, "it runs at full rate")
-    gateway = psutil.Process(server.process.pid)
-    children = gateway.children(recursive=True)
-    assert any("gateway.egress" in child.cmdline() for child in children)
+    assert child_that_runs(server, "gateway.egress").is_running()
+    children = psutil.Process(server.process.pid).children(recursive=True)
     server.kill()
     wait_until(lambda: not any(_lives(child) for child in children), "all of them have ended")
     assert processes_of(tmp_path / "state") == []

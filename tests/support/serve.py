@@ -129,6 +129,17 @@ def processes_of(state: Path, seen: Path | None = None) -> list[psutil.Process]:
     return found
 
 
+def child_that_runs(server: Server, word: str) -> psutil.Process:
+    """The one child of a gateway that has this word on its command line, among others that may end at any moment."""
+    found = []
+    for process in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and may be a zombie still
+            if word in process.cmdline():
+                found.append(process)
+    (only,) = found
+    return only
+
+
 def sandboxes_of(state: Path, seen: Path | None = None) -> set[str]:
     """The sandboxes that run over that state folder, by the tags of their outermost processes; `seen` as above."""
     tags = set()

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 
 from gateway.core.model import Kind, Runtime, RuntimeKey
@@ -19,7 +18,7 @@ from tests.support.kube.clusters import REAL, in_thread
 from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.support.kube.simulator import Cluster
 from tests.support.redis_server import free_port
-from tests.support.serve import Server, serve
+from tests.support.serve import Server, child_that_runs, serve
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -106,9 +105,7 @@ def test_killed_service_is_replaced(server: Server) -> None:
     """kill -9: the next connection of the same session is served."""
     session = create(server)
     assert status_of(server, session, "http://origin.example.com/") == "200 000"
-    children = psutil.Process(server.process.pid).children()
-    (service,) = [each for each in children if "gateway.egress" in each.cmdline() and each.status() != "zombie"]
-    os.kill(service.pid, signal.SIGKILL)
+    os.kill(child_that_runs(server, "gateway.egress").pid, signal.SIGKILL)
     assert status_of(server, session, "http://origin.example.com/") == "200 000"
 
 
