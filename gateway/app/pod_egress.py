@@ -1,4 +1,4 @@
-"""Egress of sandboxes in a cluster: each picod is told the way once its sandbox has a session, and tokens are read.
+"""Egress of sandboxes in a cluster: each picod gets the service's address and a token once its sandbox has a session.
 
 The local engine hands the sandbox's listener to the service. A pod's cannot leave its node: its picod dials instead,
 with a token (picod/ports/egress_way.py, gateway/egress/entrance.py). Any gateway may be asked about any session's
@@ -28,7 +28,7 @@ from gateway.sandbox.signing_keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
-# From 0.1 s on, doubled: six failures are 6.3 s, within the 10 s for which picod has code wait for the way.
+# From 0.1 s on, doubled: six failures are 6.3 s, within the 10 s for which picod has code wait for the address.
 _TRIES, _FIRST_RETRY_S, _LONGEST_RETRY_S = 8, 0.1, 5.0
 # A session may be extended, and a gateway may be slow to end it: whether it still runs is asked anyway.
 _SLACK_S = 3600.0
@@ -75,7 +75,7 @@ class PodEgress:
             self._tasks.spawn(self._tell(session, sandbox))
 
     async def aclose(self) -> None:
-        """Tell no more."""
+        """Stop the requests to picods that are under way."""
         await self._tasks.aclose()
 
     async def whose(self, token: str) -> tuple[str, Grant] | None:
@@ -110,7 +110,12 @@ class PodEgress:
                 await self._tell_once(session, sandbox)
             except (WakegateError, OSError) as error:
                 level = logging.WARNING if failures == _TRIES else logging.DEBUG
-                logger.log(level, "egress of sandbox %s: its picod cannot be told the way: %s", sandbox, error)
+                logger.log(
+                    level,
+                    "egress of sandbox %s: its picod did not take the address of the egress service: %s",
+                    sandbox,
+                    error,
+                )
                 await asyncio.sleep(backoff(failures, first=_FIRST_RETRY_S, longest=_LONGEST_RETRY_S))
             else:
                 return

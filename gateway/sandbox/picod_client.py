@@ -143,7 +143,7 @@ class PicodExecutor:
             answer = await _read_bounded(reply)
         if reply.status_code != 200:
             raise UpstreamBrokenError(
-                f"sandbox {sandbox.id} does not take the way to the egress service: {_error(answer)}"
+                f"sandbox {sandbox.id} does not take the address of the egress service: {_error(answer)}"
             )
 
     async def _post(self, path: str, sandbox: Sandbox, session_id: SessionId) -> tuple[int, bytes]:

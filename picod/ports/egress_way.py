@@ -23,16 +23,17 @@ _BACKLOG = 1024
 _MAX_CONNECTIONS = 512  # that are being passed on, two descriptors each; more wait in the kernel
 _MAX_BODY_BYTES = 8192
 _DIAL_TIMEOUT_S = 10.0
-# From when a session is bound until the gateway has told the way: a request of its own, some milliseconds. Code that
-# asks sooner waits, and is not refused for having been fast.
+# From when a session is bound until the gateway has sent the service's address: a request of its own, some
+# milliseconds. Code that asks sooner waits, and is not refused for having been fast.
 _WAY_TIMEOUT_S = 10.0
 # As for the largest pieces of a local sandbox. 64 KiB costs a third of the rate: a turn of the loop for each piece.
 _PIECE_BYTES = 256 << 10
 
 
 class EgressWay:
-    """The listener, and the way once it is told. Raises OSError if the port is taken: picod must be first to have it.
+    """The listener, and the service's address and token once the gateway has sent them.
 
+    Raises OSError if the port is taken: picod must be first to have it.
     `host`: where code finds the proxy, 127.0.0.1 but for tests in which pods share an interface.
     """
 
@@ -109,8 +110,10 @@ class EgressWay:
 
 
 async def tell(way: EgressWay | None, request: Request) -> None:
-    """PUT /api/egress, {"address": "10.96.0.7:3129", "token": text}: the way from now on. 404 in a sandbox without one,
-    400 for anything else."""
+    """PUT /api/egress, {"address": "10.96.0.7:3129", "token": text}: where to connect from now on.
+
+    404 in a sandbox without egress, 400 for a body that is anything else.
+    """
     from picod.http.json_fields import parse_object, text_field
 
     fields = parse_object(await request.body(_MAX_BODY_BYTES), "Egress")
