@@ -62,6 +62,7 @@ from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.build import Sessions, make_sessions
 from gateway.snapshots.keeper import make_keeper
+from gateway.tasks.conversations import Conversations
 from gateway.tasks.counts import TaskCounts
 from gateway.usage.meter import Meter, Size
 from gateway.usage.prices import load_prices
@@ -323,6 +324,7 @@ class Gateway:
             self.counters,
             self.access,
             self.observer,
+            Conversations(self.store.tasks, self.catalog, self.lifecycle, self.clock),
         )
 
     def _connect(self, executor: Executor) -> None:

@@ -17,6 +17,7 @@ from gateway.routing.body_pipe import PIPE_FROM_BYTES, Write
 from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.incoming import Incoming
+from gateway.routing.read_ahead import ReadAhead
 from gateway.routing.request_fields import Headers, Request
 from gateway.routing.reservation import Reservation
 from gateway.routing.responses import Message, Receive, Send
@@ -34,9 +35,10 @@ class Exchange:
     """
 
     __slots__ = (
-        "_cycle", "_early", "_limits", "_reason", "_receive", "_since", "_task", "_upload", "_watcher", "began",
-        "began_exactly", "connected", "connection", "counted", "id_line", "passed_on", "record", "reservation", "route",
-        "sends_only", "sent", "session", "start", "started", "status", "waits_for",
+        "_ahead", "_cycle", "_early", "_held", "_limits", "_reason", "_receive", "_since", "_task", "_upload",
+        "_watcher", "began", "began_exactly", "connected", "connection", "counted", "id_line", "made_session",
+        "passed_on", "record", "reservation", "route", "sends_only", "sent", "session", "start", "started", "status",
+        "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -57,10 +59,13 @@ class Exchange:
         self._receive = receive
         self._cycle = cycle
         self.sends_only = incoming.reader is not None  # `send` adds to the answer, so no way around it
+        self.made_session = type(target) is Target and target.session_id is None  # one that only its answer names
         self.passed_on = incoming.request.hops > 0  # by another gateway, whose client it is
         self._limits = limits
         self._reason: WakegateError | None = None
         self._early: Message | None = None  # what came of the body while the request was held
+        self._ahead: ReadAhead | None = None  # what counts the bytes of that, where they were wanted before it was sent
+        self._held = 0
         self._since = incoming.began  # loop time from which the present wait counts
         self._task = asyncio.current_task()
         self._upload: asyncio.Task[None] | None = None
@@ -102,6 +107,27 @@ class Exchange:
             self._task.uncancel()
         return self._reason
 
+    async def read_ahead(self, ahead: ReadAhead, request: Request) -> bytes:
+        """The whole body, before the request is sent; empty unless it begins as a JSON object does.
+
+        Raises TooLargeError, QueueFullError, ClientGoneError.
+        """
+        if not request.chunked and not request.content_length:
+            return b""
+        self._ahead = ahead
+        self._now_waits_for("client body")
+        self._early = await ahead.read(self._first_message, self._hold_ahead)
+        self.waits_for = ""
+        return b"" if self._early["more_body"] else self._early["body"]
+
+    def _hold_ahead(self, size: int) -> None:
+        self._held += size
+
+    def _release_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.held -= self._held
+            self._held = 0
+
     async def send_request(self, head: bytes, request: Request, *, is_head: bool) -> None:
         """Send head and body; a body that is not here at once goes on in a task beside the response."""
         connection = self.connection
@@ -115,6 +141,7 @@ class Exchange:
         message = await self._first_message()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the client left while sending its request")
+        self._release_ahead()
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
         self._show(body)
@@ -197,6 +224,7 @@ class Exchange:
         for task in (self._watcher, self._upload):
             if task is not None:
                 task.cancel()
+        self._release_ahead()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.finish()
@@ -208,7 +236,8 @@ class Exchange:
         """Watch for a client that leaves once it lasts, and interrupt it over a time limit. `now` in loop time."""
         if now - self.began <= WATCH_AFTER_S:
             return
-        if self._watcher is None and self._upload is None and self.waits_for != "client body":
+        comes = self._early is not None and self._early.get("more_body", False)  # the next piece is for the sandbox
+        if self._watcher is None and self._upload is None and self.waits_for != "client body" and not comes:
             self._watcher = asyncio.create_task(self._watch())
         error = self._overdue(now)
         if error is not None:

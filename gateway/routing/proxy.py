@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
 from gateway.core.clock import Clock
-from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.core.errors import SessionNotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.core.identity import NOBODY, act_as, current
 from gateway.core.model import StartKind
 from gateway.core.request_headers import note_headers
@@ -29,6 +30,7 @@ from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import Exchange
 from gateway.routing.heads import request_head, response_fields, stages_of
 from gateway.routing.incoming import Incoming
+from gateway.routing.read_ahead import ReadAhead
 from gateway.routing.request_ids import id_field, id_in
 from gateway.routing.reservation import Reservation
 from gateway.routing.response_headers import read_peer_response
@@ -44,11 +46,12 @@ from gateway.routing.responses import (
     send_redirect,
 )
 from gateway.routing.route import Route
-from gateway.routing.target import NotProxied, Target
+from gateway.routing.target import NotProxied, Target, is_invocation
 from gateway.routing.ticker import TICK_S, Ticker
 from gateway.routing.time_limits import ClientGoneError, TimeLimits
 from gateway.routing.url_tokens import is_page_of_port, redirect_fields
 from gateway.routing.websocket import WebSocketProxy
+from gateway.tasks.conversations import Conversations
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,9 @@ class Proxy:
         counters: Counters,
         access: AccessPolicy,
         observer: Observer | None = None,
+        conversations: Conversations | None = None,
     ) -> None:
+        """`conversations`: the sessions that the bodies of agents' requests name."""
         self.ticker = Ticker()
         self._activator = activator
         self._counters = counters
@@ -75,6 +80,8 @@ class Proxy:
         self._clock = clock
         self._limits = limits
         self.access = access
+        self._conversations = conversations
+        self._read_ahead = ReadAhead()
         self._websockets = WebSocketProxy(activator, clock, counters, access, observer, control)
 
     def __repr__(self) -> str:
@@ -179,7 +186,7 @@ class Proxy:
         self.ticker.add(exchange)
         try:
             if not exchange.sent:
-                await self._send_request(scope, exchange, incoming, target)
+                target = await self._send_request(scope, exchange, incoming, target)
             await self._relay_response(scope, send, exchange, target)
         except WakegateError as error:
             await self._fail(scope, send, exchange, error)
@@ -191,12 +198,12 @@ class Proxy:
         finally:
             self.ticker.discard(exchange)
             # The request made its session, and no answer with the id has begun: nobody could ever use or end it.
-            if target.session_id is None and exchange.client_left and not exchange.started and exchange.route:
+            if exchange.made_session and exchange.client_left and not exchange.started and exchange.route:
                 self._activator.end_unclaimed(exchange.route.session_id)
             exchange.close(self._clock.now())
 
-    async def _send_request(self, scope: Scope, exchange: Exchange, incoming: Incoming, target: Target) -> None:
-        """From a target to a request that is sent, or as much of it as is here."""
+    async def _send_request(self, scope: Scope, exchange: Exchange, incoming: Incoming, target: Target) -> Target:
+        """From a target to a request that is sent, or as much of it as is here. Returns the target with its session."""
         if exchange.record is not None:
             exchange.record.saw(target.session_id, target.runtime, None)
         route = incoming.route  # the fast path's, which took a slot and found no idle connection
@@ -206,7 +213,10 @@ class Proxy:
         reservation: Reservation | None = None
         if route is None:
             note_headers(scope["headers"])
-            reservation = await self._activator.reserve(target)
+            if target.session_id is None and is_invocation(target):
+                target, reservation = await self._enter_conversation(exchange, incoming, target)
+            else:
+                reservation = await self._activator.reserve(target)
             route = reservation.route
         exchange.hold(route, reservation)
         connection = route.pool_for(target.path).take()
@@ -216,6 +226,26 @@ class Proxy:
             exchange.use(connection, reservation)
         head = request_head(scope, incoming.request, route, target)
         await exchange.send_request(head, incoming.request, is_head=scope["method"] == "HEAD")
+        return target
+
+    async def _enter_conversation(
+        self, exchange: Exchange, incoming: Incoming, target: Target
+    ) -> tuple[Target, Reservation]:
+        """A slot for a request that names no session in its head; its body may, where the agent's manifest says so."""
+        key, conversations = target.runtime, self._conversations
+        if key is None or conversations is None or not conversations.field(key):
+            return target, await self._activator.reserve(target)
+        body = await exchange.read_ahead(self._read_ahead, incoming.request)
+        session = await conversations.session(key, body)
+        if session is None:
+            return target, await self._activator.reserve(target)
+        exchange.made_session = False  # whoever names the conversation finds it, also if this client leaves
+        target = replace(target, session_id=session)
+        try:
+            return target, await self._activator.reserve(target)
+        except SessionNotFoundError:  # it has ended, and nothing was sent to it: the conversation goes on in a new one
+            target = replace(target, session_id=await conversations.session(key, body, ended=session))
+        return target, await self._activator.reserve(target)
 
     async def _dial(self, exchange: Exchange, route: Route, reservation: Reservation | None, target: Target) -> Route:
         """Give the exchange a new connection; returns the route it is of.
