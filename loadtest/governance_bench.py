@@ -1,10 +1,12 @@
 """What keys and quotas cost, and what one tenant's flood costs another.
 
-    scripts/bench governance_bench [--part proxy|audit|neighbour ...] [--seconds 5] [--repeats 3]
+    scripts/bench governance_bench [--part proxy|audit|neighbour ...] [--seconds 1] [--repeats 24]
 
 proxy      requests/s on a live session without keys, with one, and with a rate of its tenant besides, in turns, each
-           gateway on one core (wanted: 0.95 of that without). A second gateway without keys is measured last in each
-           turn: how far its ratio is from 1 is what the machine's other work adds to all of them. Needs wrk and nginx.
+           gateway on one core (wanted: 0.95 of that without). A ratio is the median over the turns, each of which
+           compares runs of a second that follow each other, forwards and backwards in turn: a virtual machine's speed
+           changes by a fifth over minutes. A second gateway without keys is measured as well: how far its ratio is
+           from 1 is what the machine's other work adds to all of them. Needs wrk and nginx.
 audit      the same without and with an audit trail: reads of a kind that it leaves out, and commands, each of which
            is a line of it with the hash of its body.
 neighbour  the time of warm creates of tenant b alone, and beside a flood of creates by tenant a, which has a quota: the
@@ -49,7 +51,7 @@ def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
     """Print requests/s with and without keys. Returns how many bars were missed."""
     flags = {"without keys": [], "with a key": ["--auth"], "and a rate": ["--auth", "--rate"], _CONTROL: []}
     rounds = _in_turns(flags, seconds, repeats, connections)
-    base, missed = median(rounds["without keys"]), 0
+    base, missed = rounds["without keys"], 0
     for name, loads in rounds.items():
         missed += (_print(name, loads, base) < 0.95 and name != _CONTROL) or median(loads).errors > 0
     return missed
@@ -61,20 +63,21 @@ def measure_audit(seconds: int, repeats: int, connections: int) -> int:
     for what, script in (("reads", ""), ("commands", _COMMAND)):
         flags = {f"{what}, none": [], f"{what}, audit": ["--audit"], f"{what}, {_CONTROL}": []}
         rounds = _in_turns(flags, seconds, repeats, connections, script)
-        base = median(rounds[f"{what}, none"])
+        base = rounds[f"{what}, none"]
         for name, loads in rounds.items():
             _print(name, loads, base)
             missed += median(loads).errors > 0
     return missed
 
 
-def _print(name: str, loads: list[Load], base: Load) -> float:
-    """Print a side's medians; returns its throughput over that of the base."""
+def _print(name: str, loads: list[Load], base: list[Load]) -> float:
+    """Print a side's medians; returns its throughput over that of the base, the median of the turns' ratios."""
     load = median(loads)
-    ratio = load.rate / base.rate
+    ratios = [mine.rate / without.rate for mine, without in zip(loads, base, strict=True)]
+    low, ratio, high = (quantile(ratios, q) for q in (0.25, 0.5, 0.75))
     print(
         f"{name:<23} {load.rate:>8.0f} requests/s  p99 {load.p99:6.2f} ms  {load.cpu_us:5.1f} us of CPU  "
-        f"{load.errors} errors  {ratio:.3f} of that without",
+        f"{load.errors} errors  {ratio:.3f} of that without (half of the turns: {low:.3f} to {high:.3f})",
         flush=True,
     )
     return ratio
@@ -100,8 +103,11 @@ def _in_turns(
             headers = [f"x-session-id: {session}", *(f"authorization: Bearer {each}" for each in key)]
             sides[name] = (url + PATH, headers, process.pid)
         rounds: dict[str, list[Load]] = {name: [] for name in sides}
+        order = list(sides)
         for _ in range(repeats):  # in turns, so that a change of the machine's speed affects all of them
-            for name, (address, headers, pid) in sides.items():
+            order.reverse()
+            for name in order:
+                address, headers, pid = sides[name]
                 url = address.removesuffix("/health") + "/api/execute" if script else address
                 rounds[name].append(wrk(url, connections, seconds, others, headers, pid, script))
     return rounds
@@ -191,7 +197,7 @@ def main() -> int:
     """Run the parts that --part names. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS)
-    for name, default in (("seconds", 5), ("repeats", 3), ("connections", 32)):
+    for name, default in (("seconds", 1), ("repeats", 24), ("connections", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--flood", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -29,8 +29,10 @@ PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "pi
 # Folders whose files take longest run first, in this order: with several workers, a file that takes a minute and is
 # begun last keeps one of them busy while the others have ended.
 LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")
+# State machines of hypothesis, each one test of 10 to 16 s of CPU: the first of what does not start processes.
+STATE_MACHINES = ("test_lifecycle_machine.py", "test_quota_machine.py")
 
-SIMULATION_LIMIT_S = 300
+COMPUTING_LIMIT_S = 300
 
 
 @functools.cache  # thousands of tests, hundreds of files
@@ -52,13 +54,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order tests by LONG_FIRST, and mark those that start processes by the folder they are in."""
     rank = {folder: number for number, folder in enumerate(LONG_FIRST)}
-    items.sort(key=lambda item: rank.get(_folder(item.path), len(rank)))
+    machines = len(PROCESS_FOLDERS) - 0.5
+    items.sort(
+        key=lambda item: machines if item.path.name in STATE_MACHINES else rank.get(_folder(item.path), len(rank))
+    )
     for item in items:
         if _folder(item.path) in PROCESS_FOLDERS:
             item.add_marker("processes")
         # The limit finds what hangs. These wait for nothing; beside other work 20 s of computing take minutes.
-        if item.get_closest_marker("simulation") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(SIMULATION_LIMIT_S))
+        computes = item.get_closest_marker("simulation") or item.path.name in STATE_MACHINES
+        if computes and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(COMPUTING_LIMIT_S))
 
 
 def pytest_asyncio_loop_factories(

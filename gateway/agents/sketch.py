@@ -12,6 +12,7 @@ from typing import Any
 from gateway.core.errors import BadRequestError
 
 _PORT = 8080
+_MAX_COMMAND_CHARS = 4096
 _POLICIES = ("spread", "pack", "balanced")
 FIELDS = (
     "name", "namespace", "image", "command", "args", "env", "port", "cpu_request", "cpu_limit", "memory_request",
@@ -78,8 +79,13 @@ def _texts(body: Mapping[str, Any], name: str) -> dict[str, str]:
 def _words(body: Mapping[str, Any], name: str) -> list[str]:
     value = body[name]
     if isinstance(value, str):
+        # shlex takes time that grows with the square of a word's length; a cut command would be another one.
+        if len(value) > _MAX_COMMAND_CHARS:
+            raise BadRequestError(
+                f"{name}: {len(value)} characters; one text may have {_MAX_COMMAND_CHARS}, a list of words more"
+            )
         try:
-            return shlex.split(value[:4096])
+            return shlex.split(value)
         except ValueError as error:
             raise BadRequestError(f"{name}: {error}") from None
     if isinstance(value, list) and all(isinstance(each, str) for each in value):

@@ -214,3 +214,12 @@ def shared_sandbox(server: Server) -> str:
         reply = server.client.post(CLAIMS, json=claim_of("shared"))
     name: str = reply.json()["status"]["sandbox"]["name"]
     return name
+
+
+def test_label_selector_beyond_the_limit_is_refused_and_not_cut(server: Server) -> None:
+    """Cut, it would select claims that were not asked for."""
+    server.client.post(CLAIMS, json=claim_of("labelled")).raise_for_status()
+    selector = ",".join(f"label-{number}=x" for number in range(250))
+    answer = server.client.get(CLAIMS, params={"labelSelector": selector})
+    assert (answer.status_code, "labelSelector: expected at most 2048" in answer.text) == (400, True)
+    server.client.delete(f"{CLAIMS}/labelled")

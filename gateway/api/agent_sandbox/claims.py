@@ -54,6 +54,7 @@ _MAX_ENV, _MAX_LABELS = 100, 64
 _MAX_VALUE_CHARS = 4096
 _MAX_RECORD_BYTES = 16 << 10  # of all that a claim keeps: a record is read and written whole
 _MAX_LIST = 500
+_MAX_SELECTOR_CHARS = 2048
 _MAX_WATCH_S = 600.0
 _MAX_WATCHES = 500
 _LOOK_INTERVAL_S = 1.0  # of a watch, whose changes are seldom: a claim is ready as soon as it is made
@@ -336,8 +337,10 @@ def _read_field_selector(text: str) -> str | None:
 
 
 def _read_label_selector(text: str) -> dict[str, str]:
+    if len(text) > _MAX_SELECTOR_CHARS:  # cut, it would select more than was asked for
+        raise BadRequestError(f"labelSelector: expected at most {_MAX_SELECTOR_CHARS} characters, got {len(text)}")
     labels: dict[str, str] = {}
-    for each in text[:2048].split(",") if text else ():
+    for each in text.split(",") if text else ():
         name, equals, value = each.replace("==", "=").partition("=")
         if not equals or name.endswith("!") or not name.strip():
             raise BadRequestError(f"labelSelector: expected KEY=VALUE[,KEY=VALUE], got {text[:64]!r}")
