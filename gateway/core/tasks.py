@@ -49,10 +49,14 @@ class Added(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OpenTasks:
-    """The entries of a queue that are not over: how many, and when the oldest was made."""
+    """The entries of a queue that are not over: how many, and when the oldest was made.
+
+    `waits_since`: when the oldest was made that is not held; None: all are. Only the hundred oldest are looked at.
+    """
 
     count: int
     oldest: float
+    waits_since: float | None = None
 
 
 class TaskStore(Protocol):

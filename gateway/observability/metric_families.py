@@ -47,6 +47,8 @@ def task_families(tasks: TaskLoad) -> Iterator[Metric]:
     yield family
     ages = {key: waiting.oldest for key, waiting in tasks.waiting.items()}
     yield gauges("wakegate_task_oldest_seconds", "Age of the oldest task that is not over", ages)
+    ages = {key: waiting.oldest_queued for key, waiting in tasks.waiting.items()}
+    yield gauges("wakegate_task_oldest_queued_seconds", "Age of the oldest task that waits; 0: none does", ages)
     yield counts("wakegate_task_tries", "Tries of tasks that were begun", ["runtime"], tasks.tries)
     yield counts("wakegate_tasks_ended", "Tasks that ended", ["runtime", "state"], tasks.tasks)
     yield counts("wakegate_task_webhooks", "Webhooks of tasks", ["outcome"], tasks.webhooks)

@@ -119,6 +119,11 @@ class WaitingTasks(Protocol):
         """Seconds since the oldest was made."""
         ...
 
+    @property
+    def oldest_queued(self) -> float:
+        """The same of those that wait; 0: none does."""
+        ...
+
 
 class TaskLoad(Protocol):
     """Background invocations of agents (tasks.counts.TaskCounts)."""

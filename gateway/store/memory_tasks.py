@@ -115,11 +115,18 @@ class MemoryTasks:
     async def open(self) -> Mapping[str, OpenTasks]:
         """What is open, by queue."""
         await self._turn()
-        made: dict[str, list[float]] = {}
+        opened: dict[str, list[QueuedTask]] = {}
         for each in self._tasks.values():
             if each.is_open:
-                made.setdefault(each.queue, []).append(each.created_at)
-        return {queue: OpenTasks(len(times), min(times)) for queue, times in made.items()}
+                opened.setdefault(each.queue, []).append(each)
+        return {
+            queue: OpenTasks(
+                len(tasks),
+                min(each.created_at for each in tasks),
+                min((each.created_at for each in tasks if not each.held), default=None),
+            )
+            for queue, tasks in opened.items()
+        }
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:
         """Let a name stand for a value, unless it stands for another."""

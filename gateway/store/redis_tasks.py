@@ -27,6 +27,7 @@ from gateway.store.codec import stale_task
 
 _FIELDS = ("queue", "tenant", "created", "value", "due", "open", "expires", "keys", "held", "v")
 _PRUNED = 100
+_LOOKED_AT = 100  # of the oldest of a queue, for one that waits
 
 # KEYS: task due all open queues expiry bytes
 # ARGV: id, queue, tenant, created, due, open, expires, keys, held, value, body, max open, max bytes
@@ -204,12 +205,15 @@ class RedisTasks:
         ]
         keys = [f"{self._root}tasks-opened:{name}" for name in names]
         counts = await self._pipe("zcard", [(key,) for key in keys])
-        first = await self._pipe("zrange", [(key, 0, 0, False, True) for key in keys])
-        # Counted and looked at in two exchanges: between them the last one may have ended.
+        oldest = await self._pipe("zrange", [(key, 0, _LOOKED_AT - 1, False, True) for key in keys])
+        ids = [task_id.decode() for page in oldest for task_id, _ in page]
+        held = await self._pipe("hget", [(self._task(each), "held") for each in ids])
+        free = {each for each, is_held in zip(ids, held, strict=True) if is_held == b"0"}
+        # Counted and looked at in several exchanges: between them the last one may have ended.
         return {
-            name: OpenTasks(count, oldest[0][1])
-            for name, count, oldest in zip(names, counts, first, strict=True)
-            if count and oldest
+            name: OpenTasks(count, page[0][1], next((made for each, made in page if each.decode() in free), None))
+            for name, count, page in zip(names, counts, oldest, strict=True)
+            if count and page
         }
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:

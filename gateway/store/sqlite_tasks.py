@@ -157,9 +157,12 @@ class SqliteTasks:
 
     async def open(self) -> Mapping[str, OpenTasks]:
         """What is open, by queue."""
-        statement = "SELECT queue, count(*), min(created_at) FROM tasks WHERE is_open GROUP BY queue"
+        statement = (
+            "SELECT queue, count(*), min(created_at), min(created_at) FILTER (WHERE NOT held)"
+            " FROM tasks WHERE is_open GROUP BY queue"
+        )
         rows = await self._thread.read(lambda db: db.execute(statement).fetchall())
-        return {queue: OpenTasks(count, oldest) for queue, count, oldest in rows}
+        return {queue: OpenTasks(count, oldest, waits) for queue, count, oldest, waits in rows}
 
     async def bind(self, key: str, value: str, until: float, now: float, *, instead_of: str = "") -> str:
         """Let a name stand for a value, unless it stands for another."""

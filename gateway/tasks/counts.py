@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway.core.model import Kind, RuntimeKey
 from gateway.core.tasks import OpenTasks, TaskStore
-from gateway.tasks.model import Task, agent_key
+from gateway.tasks.model import State, Task, agent_key
 
 # Counters are never forgotten, and agents are created by strangers: those after the first thousand are one.
 MAX_AGENTS = 1000
@@ -17,11 +17,15 @@ OTHER = "(other)"
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The tasks of one agent that are not over, of all tenants. `oldest`: seconds since the oldest was made."""
+    """The tasks of one agent that are not over, of all tenants. `oldest`: seconds since the oldest was made.
+
+    `oldest_queued`: the same of those that do not run; 0: all do.
+    """
 
     queued: int
     running: int
     oldest: float
+    oldest_queued: float = 0.0
 
 
 class TaskCounts:
@@ -38,7 +42,10 @@ class TaskCounts:
 
     def begun(self, task: Task) -> None:
         """Count a try."""
-        self.tries[self._label(task)] += 1
+        label = self._label(task)
+        self.tries[label] += 1
+        # Shown from the first try on: to Prometheus a counter that begins at 1 has not grown.
+        self.tasks[label, State.DEAD.value] += 0
 
     def ended(self, task: Task) -> None:
         """Count a task after a try, if it is over; one that is tried again is not."""
@@ -56,7 +63,8 @@ class TaskCounts:
             count = sum(each.count for each in agents[key])
             running = min(count, await store.held(agent_key(key), now))
             oldest = max(0.0, now - min(each.oldest for each in agents[key]))
-            waiting[str(key)] = Waiting(count - running, running, oldest)
+            queued = max((now - each.waits_since for each in agents[key] if each.waits_since is not None), default=0.0)
+            waiting[str(key)] = Waiting(count - running, running, oldest, max(0.0, queued))
         self.waiting = waiting
 
     def _label(self, task: Task) -> str:

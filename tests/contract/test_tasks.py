@@ -144,15 +144,25 @@ async def test_a_write_adds_what_a_task_occupies(tasks: TaskStore) -> None:
     assert await tasks.write(await got(tasks, "c"), T0, limits={"session s": 1}) is not None
 
 
+async def test_what_waits_longest_is_told_from_what_runs(tasks: TaskStore) -> None:
+    """For an alert: one that has run for hours is no sign of trouble, one that waits as long is."""
+    await add(tasks, replace(task("a"), created_at=T0))
+    await add(tasks, replace(task("b"), created_at=T0 + 5))
+    await tasks.write(replace(await got(tasks, "a"), held=True, due_at=T0 + 30, keys=("agent",)), T0)
+    assert await tasks.open() == {QUEUE: OpenTasks(2, T0, T0 + 5)}
+    await tasks.write(replace(await got(tasks, "b"), held=True, due_at=T0 + 30, keys=("agent",)), T0)
+    assert await tasks.open() == {QUEUE: OpenTasks(2, T0, None)}
+
+
 async def test_limits_of_open_tasks_and_of_bytes(tasks: TaskStore) -> None:
     """What is over no longer counts as open, but its bytes do until it is deleted."""
     assert await add(tasks, task("a"), b"1234", open_=2, bytes_=10) is Added.ADDED
     assert await add(tasks, task("b"), b"1234", open_=2, bytes_=10) is Added.ADDED
     assert await add(tasks, task("c"), b"", open_=2, bytes_=10) is Added.QUEUE_FULL
-    assert await tasks.open() == {QUEUE: OpenTasks(2, T0)}
+    assert await tasks.open() == {QUEUE: OpenTasks(2, T0, T0)}
     over = replace(await got(tasks, "a"), is_open=False, due_at=NEVER)
     assert await tasks.write(over, T0, answer=b"12")
-    assert await tasks.open() == {QUEUE: OpenTasks(1, T0)}
+    assert await tasks.open() == {QUEUE: OpenTasks(1, T0, T0)}
     assert await add(tasks, task("c"), b"1", open_=2, bytes_=10) is Added.TENANT_FULL
     assert await add(tasks, task("z", tenant="zeta", queue="zeta/q"), b"1", open_=2, bytes_=10) is Added.ADDED
     await tasks.delete("a")

@@ -69,7 +69,11 @@ async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(
     known = await exported(open_gateway, tmp_path)
     scraped = {"instance", "job", "le"}  # what Prometheus adds
     optional = {"wakegate_pool_lead_time_seconds": {"runtime", "quantile"}}  # shown once a start was measured
-    optional |= {"wakegate_tasks": {"runtime", "state"}, "wakegate_task_oldest_seconds": {"runtime"}}  # while any waits
+    optional |= {
+        "wakegate_tasks": {"runtime", "state"},
+        "wakegate_task_oldest_seconds": {"runtime"},
+        "wakegate_task_oldest_queued_seconds": {"runtime"},
+    }  # while any waits
     optional |= {f"wakegate_pool_forecast_{name}": {"runtime"} for name in ("level", "quantile")}
     for expression in expressions():
         labels: set[str] = set()
