@@ -238,13 +238,16 @@ class Invocations:
     """How an agent is invoked (spec.wakegate.invocation). `timeout`: seconds that one try of a task may take.
 
     `concurrency`: tasks of the agent that run at a time, at all gateways; `per_session`: of one session; `attempts`:
-    how often a task is tried. `session`: where in a JSON body the name of the conversation is, as names that lead into
-    objects; empty: only the header names a session.
+    how often a task is tried. `requests`: that are awaited at a time, at each gateway; `requests_per_session`: of one
+    session; 0: as many as the gateway's own limits allow. `session`: where in a JSON body the name of the conversation
+    is, as names that lead into objects; empty: only the header names a session.
     """
 
     session: tuple[str, ...] = ()
     concurrency: int = 20
     per_session: int = 1
+    requests: int = 0
+    requests_per_session: int = 0
     attempts: int = 3
     timeout: float = 900.0
     schedules: tuple[Schedule, ...] = ()  # spec.wakegate.schedules

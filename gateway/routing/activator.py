@@ -151,7 +151,7 @@ class Activator:
                 raise
             # The sandbox lives and is busy, which is overload by this session's own requests and no fault of a start.
             raise QueueFullError(
-                f"all {self._limits.slots} requests that the session's sandbox takes at a time are under way;"
+                f"all {request.slots} requests that the session's sandbox takes at a time are under way;"
                 " try again shortly"
             ) from error
         finally:

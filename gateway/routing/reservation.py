@@ -27,11 +27,12 @@ class HeldRequest:
 
     def __init__(self) -> None:
         self.waits_for_slot = False
+        self.slots = 0  # of the route that it waits for
         self._began = perf_counter()
 
     async def enter(self, route: Route, opened: Opened | None = None) -> Reservation:
         """Take a slot. `opened`: how the sandbox came to be, None: the route was live. Raises QueueFullError."""
-        self.waits_for_slot = True
+        self.waits_for_slot, self.slots = True, route.slots
         await route.enter()
         waited = perf_counter() - self._began
         if opened is None:

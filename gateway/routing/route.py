@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.core.errors import QueueFullError, SessionNotFoundError, TokenRefusedError, UpstreamConnectError
 from gateway.core.identity import Identity
@@ -83,9 +84,11 @@ class Route:
         *,
         branches: tuple[tuple[bytes, UpstreamPool], ...] = (),
         peer: PeerSigner | None = None,
+        slots: int = 0,
     ) -> None:
         """`branches`: pools of further ports by path prefix, the longest first. `peer`: where it leads to the gateway
-        that has the session, what signs requests for it; paths go there as the client sent them.
+        that has the session, what signs requests for it; paths go there as the client sent them. `slots`: requests that
+        it takes at a time, where not those of `limits`.
         """
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
@@ -117,7 +120,7 @@ class Route:
         self.head_until = 0.0  # epoch second from which `head` needs a new token
         self.direct_until = 0.0  # epoch second until which requests are sent without a look at any of these
         self._limits = limits
-        self._slots = limits.slots
+        self._slots = slots or limits.slots
         self._queue: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
@@ -164,6 +167,11 @@ class Route:
     def pools(self) -> list[UpstreamPool]:
         """All its connections."""
         return [self.pool, *(pool for _, pool in self.branches)]
+
+    @property
+    def slots(self) -> int:
+        """Requests that it takes at a time."""
+        return self._slots
 
     def set_restored(self, restored: str | None) -> None:
         """What answers say in x-wakegate-restored; None once one with it was delivered."""
@@ -284,6 +292,44 @@ class Route:
         self.in_flight -= 1
         if self.closed and not self.in_flight:
             self.traffic.routes -= 1
+
+
+class AgentRequests:
+    """The requests of one agent that are under way at this gateway, in all its sessions; at most `most`."""
+
+    __slots__ = ("__weakref__", "count", "most")
+
+    def __init__(self, most: int) -> None:
+        self.count = 0
+        self.most = most
+
+
+class LimitedRoute(Route):
+    """A route of an agent that takes so many requests at a time in all its sessions. Others do not pay for the look."""
+
+    __slots__ = ("_agent",)
+
+    def __init__(self, agent: AgentRequests, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._agent = agent
+
+    def try_enter(self) -> bool:
+        """Take a slot if the session and the agent have one that is free."""
+        if self._agent.count >= self._agent.most or not super().try_enter():
+            return False
+        self._agent.count += 1
+        return True
+
+    async def enter(self) -> None:
+        """Take a slot of the session, waiting in its queue. Raises QueueFullError, also where the agent has none."""
+        # Refused, and not queued: a queue over all sessions would hand a slot to a session that is full itself.
+        if self._agent.count >= self._agent.most:
+            raise QueueFullError(f"{self._agent.count} requests of this agent are under way; try again shortly")
+        await super().enter()
+
+    def _free_slot(self) -> None:
+        self._agent.count -= 1
+        super()._free_slot()
 
 
 def wrong_runtime(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, Session, StartKind
+from gateway.core.model import Endpoint, Invocations, Kind, RuntimeKey, Sandbox, Session, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.observability.traffic import SessionTraffic
 from gateway.routing.pool import UpstreamPool
-from gateway.routing.route import HoldLimits, Route
+from gateway.routing.route import AgentRequests, HoldLimits, LimitedRoute, Route
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.activity import Activity, SessionActivity
 from gateway.sessions.membership import Peer, peer_sandbox
@@ -45,12 +47,17 @@ class RouteBuilder:
         self._connect_timeout = connect_timeout
         self._peers = peers
         self._peer_tls = peer_tls
+        # An agent without routes is forgotten: they are created by strangers.
+        self._agents: WeakValueDictionary[RuntimeKey, AgentRequests] = WeakValueDictionary()
 
     def build(self, session: Session, sandbox: Sandbox) -> Route:
         """A route to a session's sandbox. It has no head yet: `renew_head`."""
         # Only picod is known to answer for its health without side effects; an agent's server may do anything.
         probe = HEALTH_PATH.encode() if session.runtime.kind is Kind.CODE_INTERPRETER else b""
-        return Route(
+        runtime = self._catalog.get(session.runtime)
+        invocations = Invocations() if runtime is None else runtime.invocations
+        make = partial(LimitedRoute, self._agent(session, invocations.requests)) if invocations.requests else Route
+        return make(
             session,
             sandbox,
             UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, probe=probe),
@@ -59,7 +66,17 @@ class RouteBuilder:
             self._counters.of(session.runtime),
             self._counters.traffic.of(session),
             branches=self._branches(session.runtime, sandbox.endpoint),
+            slots=min(invocations.requests_per_session, self._limits.slots),
         )
+
+    def _agent(self, session: Session, most: int) -> AgentRequests:
+        """What counts the requests of the session's agent, also those of its other revisions."""
+        key = session.runtime.base
+        agent = self._agents.get(key)
+        if agent is None:
+            agent = self._agents[key] = AgentRequests(most)
+        agent.most = most  # of the revision that was used last
+        return agent
 
     def build_to_peer(self, session: Session, peer: Peer) -> Route:
         """A route to the gateway that has the session; it counts the session's activity and signs for its sandbox."""

@@ -27,6 +27,8 @@ def read_invocations(extra: Mapping[str, Any], reader: Reader) -> Invocations:
         session=_path(given.get("session", ""), reader),
         concurrency=int(given.get("concurrency", defaults.concurrency)),
         per_session=int(given.get("perSession", defaults.per_session)),
+        requests=int(given.get("requests", 0)),
+        requests_per_session=int(given.get("requestsPerSession", 0)),
         attempts=int(given.get("attempts", defaults.attempts)),
         timeout=timeout,
         schedules=read_schedules(extra.get("schedules", ()), reader),

@@ -140,6 +140,14 @@ def _invocation() -> Schema:
             ),
             "concurrency": {**whole_number(1, 1000), "description": "Tasks that run at a time.", "default": 20},
             "perSession": {**whole_number(1, 100), "description": "Those of one session.", "default": 1},
+            "requests": {
+                **whole_number(1, 100_000),
+                "description": "Awaited requests, and WebSockets, that each gateway sends it at a time; more get 429.",
+            },
+            "requestsPerSession": {
+                **whole_number(1, 10_000),
+                "description": "Those of one session; further ones wait. By default the gateway's --slots-per-sandbox.",
+            },
             "attempts": {**whole_number(1, 20), "description": "How often a task is tried.", "default": 3},
             "timeout": duration("How long one try of a task may take, at most 6h.", default="15m"),
         },

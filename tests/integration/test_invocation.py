@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 
-said, tasks = {}, {}
+said, tasks, running = {}, {}, {"now": 0, "most": 0}
 
 async def events(body):
     turns = said.setdefault(body["session_id"], [])
@@ -41,8 +41,12 @@ async def process(request):
     return StreamingResponse(events(await request.json()), media_type="text/event-stream")
 
 async def sync(request):
+    running["now"] += 1
+    running["most"] = max(running["most"], running["now"])
+    await asyncio.sleep(0.05)
+    running["now"] -= 1
     body = await request.body()
-    return JSONResponse({"bytes": len(body), "turns": said})
+    return JSONResponse({"bytes": len(body), "turns": said, "most": running["most"]})
 
 def stream(request):
     async def numbers():
@@ -87,7 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         spec = {
             "targetPort": [{"port": 8080, "protocol": "HTTP"}],
             "podTemplate": {"spec": {"containers": [container]}},
-            "wakegate": {"invocation": {"session": "session_id"}},
+            "wakegate": {"invocation": {"session": "session_id", "requestsPerSession": 4}},
         }
         made = one.client.post("/v1/agents", json={"name": "app", "spec": spec})
         assert made.status_code == 201, made.text
@@ -222,3 +226,22 @@ def test_a_websocket_joins_a_session_and_ends_as_the_agent_says(server: Server) 
         with contextlib.suppress(Exception):
             client.recv()
         assert (client.close_code, client.close_reason) == (4000, "bye")
+
+
+def test_a_session_takes_as_many_requests_at_a_time_as_its_agent_says(server: Server) -> None:
+    """Further ones wait for their turn, and none is refused."""
+    answers: list[int] = []
+    body = {"session_id": "crowd"}
+    asking = [
+        threading.Thread(
+            target=lambda: answers.append(server.client.post(f"{INVOCATIONS}/sync", json=body).status_code)
+        )
+        for _ in range(12)
+    ]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join()
+    last = server.client.post(f"{INVOCATIONS}/sync", json={"session_id": "crowd"})
+    assert last.json()["most"] <= 4
+    assert answers == [200] * 12

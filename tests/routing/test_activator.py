@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import ConflictError, DrainingError, QueueFullError, SandboxStartError, SessionNotFoundError
-from gateway.core.model import RuntimeKey, StartKind
+from gateway.core.model import Invocations, RuntimeKey, StartKind
 from gateway.routing.target import Target
 from tests.support.activator import world
 from tests.support.scripted import KEY, reaches
@@ -103,6 +103,41 @@ async def test_waiters_in_all_are_bounded(tmp_path: Path) -> None:
         assert full.value.retry_after
         w.go()
         await asyncio.gather(*waiting)
+
+
+async def test_an_agent_says_how_many_requests_a_session_takes(tmp_path: Path) -> None:
+    """No more than the gateway's own limit; further ones wait."""
+    async with world(tmp_path, Invocations(requests_per_session=2), slots_per_sandbox=9) as w:
+        session = await w.session()
+        held = [await w.reserve(session) for _ in range(2)]
+        third = w.reserve(session)
+        await eventually(lambda: w.activator.held == 1, "it waits")
+        assert not third.done()
+        held[0].route.leave(0.0)
+        assert (await third).route.slots == 2
+    async with world(tmp_path / "more", Invocations(requests_per_session=9), slots_per_sandbox=2) as w:
+        assert (await w.reserve(await w.session())).route.slots == 2
+
+
+async def test_an_agent_takes_so_many_requests_in_all_its_sessions(tmp_path: Path) -> None:
+    """More are refused at once, also on a session that is free; what ends makes room, also where others queue."""
+    async with world(tmp_path, Invocations(requests=3, requests_per_session=2)) as w:
+        one, two = await w.session(), await w.session()
+        first, second = await w.reserve(one), await w.reserve(one)
+        waiting = w.reserve(one)
+        await eventually(lambda: w.activator.held == 1, "it waits")
+        third = await w.reserve(two)
+        with pytest.raises(QueueFullError, match="3 requests of this agent"):
+            await w.reserve(two)
+        assert w.activator.live(Target(two, None, b"/"), 0.0) is None
+        first.route.leave(0.0)
+        handed = await waiting  # it takes over the slot that ended, so there is no more room than before
+        with pytest.raises(QueueFullError):
+            await w.reserve(two)
+        for each in (second, third, handed):
+            each.route.leave(0.0)
+        for session in (one, two, two):
+            await w.reserve(session)
 
 
 async def test_slots_queue_in_order(tmp_path: Path) -> None:

@@ -366,10 +366,11 @@ def test_how_an_agent_is_invoked_is_read(tmp_path: Path, engine: str) -> None:
     write(tmp_path, AGENT)
     [runtime] = load_runtimes([tmp_path], engine=engine)
     assert runtime.invocations == Invocations()
-    own = "invocation: {session: $.meta.chat, concurrency: 2, perSession: 3, attempts: 4, timeout: 5m}"
+    own = "invocation: {session: $.meta.chat, concurrency: 2, perSession: 3, attempts: 4, timeout: 5m, "
+    own += "requests: 5, requestsPerSession: 6}"
     write(tmp_path, AGENT.replace("{source: .}", "{" + own + "}"))
     [runtime] = load_runtimes([tmp_path], engine=engine)
-    assert runtime.invocations == Invocations(("meta", "chat"), 2, 3, 4, 300.0)
+    assert runtime.invocations == Invocations(("meta", "chat"), 2, 3, 5, 6, 4, 300.0)
 
 
 def test_when_an_agent_is_asked_by_itself_is_read(tmp_path: Path) -> None:

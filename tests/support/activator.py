@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway.core.model import RuntimeKey, SessionId
+from gateway.core.model import Invocations, RuntimeKey, SessionId
 from gateway.routing.activator import Activator
 from gateway.routing.reservation import Reservation
 from gateway.routing.target import Target
@@ -16,15 +17,21 @@ from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
 from tests.support.scripted import KEY
 
+_NO_LIMITS = Invocations()
+
 
 class HeldGateway:
     """A gateway's parts without a server."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, invocations: Invocations, **settings: Any) -> None:
         self.provider = ScriptedProvider()
         self.clock = ManualClock()
         self.gateway = scripted_gateway(
-            folder, self.provider, clock=self.clock, runtimes=[default_runtime(1)], **settings
+            folder,
+            self.provider,
+            clock=self.clock,
+            runtimes=[replace(default_runtime(1), invocations=invocations)],
+            **settings,
         )
         self.activator: Activator = self.gateway.activator
 
@@ -47,8 +54,8 @@ class HeldGateway:
 
 
 @asynccontextmanager
-async def world(folder: Path, **settings: Any) -> AsyncIterator[HeldGateway]:
-    made = HeldGateway(folder, **settings)
+async def world(folder: Path, invocations: Invocations = _NO_LIMITS, **settings: Any) -> AsyncIterator[HeldGateway]:
+    made = HeldGateway(folder, invocations, **settings)
     await made.gateway.store.start()
     await made.provider.apply(made.gateway.catalog.all())
     yield made
