@@ -83,13 +83,7 @@ def _build_local(
 ) -> Gateway:
     from gateway.provider.local import owner_name
 
-    trusted = None if settings.egress_ca == Path() else settings.egress_ca
-    gate = EgressGate(
-        refused=_refused_networks(settings),
-        authority=settings.state_dir / "egress",
-        trusted=_certificates(trusted),
-        cache=(settings.state_dir / "packages", settings.package_cache) if settings.package_cache else None,
-    )
+    gate = _gate(settings)
     provider, keys = local_provider(settings, clock, gate)
 
     async def turn_keys() -> None:
@@ -104,6 +98,20 @@ def _build_local(
     )
     me = owner_name(settings.state_dir) if shared else ""
     return Gateway(settings, engine, runtimes=runtimes, store=store, clock=clock, shared=shared, me=me)
+
+
+def _gate(settings: Settings, entrance: socket.socket | None = None) -> EgressGate:
+    """The egress service's keeper, which owns the entrance. Raises SettingsError."""
+    trusted = None if settings.egress_ca == Path() else settings.egress_ca
+    return EgressGate(
+        refused=_refused_networks(settings),
+        authority=settings.state_dir / "egress",
+        trusted=_certificates(trusted),
+        cache=(settings.state_dir / "packages", settings.package_cache, settings.workers)
+        if settings.package_cache
+        else None,
+        entrance=entrance,
+    )
 
 
 def _refused_networks(settings: Settings) -> tuple[str, ...]:
@@ -158,7 +166,12 @@ async def _build_in_cluster(
     )  # kubernetes_asyncio is 40 MB that the local engine does not need
 
     gate = _entrance_gate(settings)
-    cluster = await join_cluster(settings, files, clock)
+    try:
+        cluster = await join_cluster(settings, files, clock, gate)
+    except SettingsError:
+        if gate is not None:
+            await gate.aclose()  # it has the port already
+        raise
     executor = PicodExecutor(
         cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
     )
@@ -203,8 +216,7 @@ def _entrance_gate(settings: Settings) -> EgressGate | None:
     except OSError as error:
         reason = f"cannot listen on {settings.host}: {os.strerror(error.errno or 0)}"
         raise SettingsError([f"--egress-port {settings.egress_port}: {reason}"]) from error
-    trusted = None if settings.egress_ca == Path() else settings.egress_ca
-    return EgressGate(refused=_refused_networks(settings), trusted=_certificates(trusted), entrance=entrance)
+    return _gate(settings, entrance)
 
 
 def _egress_problems(settings: Settings) -> Iterator[str]:

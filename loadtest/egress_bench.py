@@ -155,7 +155,7 @@ async def where_tls_is_ended(world: Internet, rounds: int) -> None:
     (world.files / package).write_bytes(content)
     (world.folder / "key").write_text("sk-0123456789abcdef")
     secrets = (Secret("KEY", (ORIGIN,), "bearer", file=str(world.folder / "key")),)
-    cache = (world.folder / "cache", 1 << 30)
+    cache = (world.folder / "cache", 1 << 30, 1)
     gate = EgressGate(wrapper=world.enter, authority=world.folder / "authority", trusted=world.ca, cache=cache)
     trust = gate.bundle(time.time()).decode()
     async with open_proxy(gate, ORIGIN) as passing, open_proxy(gate, ORIGIN, "pypi", secrets=secrets) as ended:

@@ -186,7 +186,8 @@ class Secret:
     """A credential that requests to `hosts` get outside of the sandbox (spec.wakegate.secrets). Its value is not here.
 
     `place`: header, bearer, basic or query, with `argument` its header, user or parameter; empty: only where code wrote
-    the placeholder. The gateway reads the value from its variable `env` or from `file`.
+    the placeholder. The gateway reads the value from its variable `env`, from `file`, or, in a cluster, from the field
+    `key` of the Kubernetes Secret `secret` in its own namespace.
     """
 
     name: str
@@ -195,6 +196,8 @@ class Secret:
     argument: str = ""
     env: str = ""
     file: str = ""
+    secret: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

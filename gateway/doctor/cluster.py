@@ -115,11 +115,28 @@ async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) 
     except KubeError as error:
         return Finding(what, str(error), "the server could not be asked; run this again", fatal=False)
     more = rights.beyond((answer.get("status") or {}).get("resourceRules") or [], wanted)
+    if own:
+        more = [right for right in more if not await _is_lent(api, namespace, right)]
     if more:
         detail = ", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else "")
         fix = "as the gateway's account it should not; as your own it may: run this in the gateway's pod to be sure"
         return Finding(what, f"this account may do more than a gateway needs: {detail}", fix, fatal=False)
     return Finding(what, "nothing more is granted")
+
+
+async def _is_lent(api: Any, namespace: str, right: str) -> bool:
+    """Whether it is to read a Secret that an operator lends to runtimes (docs/egress.md)."""
+    from gateway.provider.kubernetes import names
+    from gateway.provider.kubernetes.client import KubeError
+
+    verb, _, name = right.partition(" secrets ")
+    if verb != "get" or not name:
+        return False
+    try:
+        secret = await api.get(names.secrets(namespace, name))
+    except KubeError:
+        return False
+    return names.LENT_TO in ((secret.get("metadata") or {}).get("annotations") or {})
 
 
 async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[Finding]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import uvloop
@@ -18,6 +20,8 @@ from gateway.egress.package_cache import PackageCache
 from gateway.egress.service import Service
 
 logger = logging.getLogger(__name__)
+
+_CACHE_TRIES, _CACHE_PAUSE_S = 30, 0.1
 
 
 def main() -> int:
@@ -28,6 +32,7 @@ def main() -> int:
     parser.add_argument("--trust", type=Path, help="authorities of origins besides the machine's, PEM")
     parser.add_argument("--cache", type=Path, help="folder of the package cache")
     parser.add_argument("--cache-bytes", type=int, default=0, help="its size; 0: none")
+    parser.add_argument("--cache-shares", type=int, default=1, help="how many processes share that size")
     parser.add_argument("--refuse", action="append", default=[], help="a network that no policy opens")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -45,10 +50,18 @@ def _cache(options: argparse.Namespace) -> PackageCache | None:
     if options.cache is None or options.cache_bytes <= 0:
         return None
     try:
-        return PackageCache(options.cache, options.cache_bytes)
+        # Workers of one gateway have one state folder, and a process each: every one has a folder and its share.
+        # The one of a gateway that was killed ends a moment after it.
+        for _ in range(_CACHE_TRIES):
+            for number in range(options.cache_shares):
+                folder = options.cache / f"worker-{number}" if number else options.cache
+                with contextlib.suppress(BlockingIOError):
+                    return PackageCache(folder, options.cache_bytes // options.cache_shares)
+            time.sleep(_CACHE_PAUSE_S)
+        logger.warning("package cache: %s: in use by another process", options.cache)
     except OSError as error:
         logger.error("package cache: %s: %s", error.filename, error.strerror)
-        return None
+    return None
 
 
 async def _run(options: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""The certification authority with which TLS is ended here: made once for a state folder, and known to sandboxes alone.
+"""The certification authority with which TLS is ended here: made once for a state folder, or once for all gateways of a
+cluster, and known to sandboxes alone.
 
 Its key is a file of the gateway's user (0600) that only the egress service reads. A certificate of a host is made when
 a sandbox first asks for that host, lives in memory, and is good for a week. Source: RFC 5280.
@@ -39,15 +40,19 @@ def ensure_authority(folder: Path, now: float) -> bytes:
 
     `now` in epoch seconds. Blocks. Raises OSError.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    at = datetime.fromtimestamp(now, UTC)
     try:
         found = Authority(folder)
-        if found.certificate.not_valid_after_utc - at > _RENEWED_BEFORE:
+        if lasts(found.pem, now):
             return found.pem
     except (OSError, ValueError):
-        pass  # none, or a half of one: the key is written last
+        pass  # none, or a half of one
+    pem, key = make_authority(now)
+    write_authority(folder, pem, key)
+    return pem
+
+
+def make_authority(now: float) -> tuple[bytes, bytes]:
+    """The certificate and the key of a new one, PEM. `now` in epoch seconds."""
     key = ec.generate_private_key(_CURVE())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"Wakegate egress of {os.urandom(4).hex()}")])
     usage = x509.KeyUsage(
@@ -55,23 +60,50 @@ def ensure_authority(folder: Path, now: float) -> bytes:
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
     )  # fmt: skip
     certificate = (
-        _builder(name, name, key, key, at, _VALID)
+        _builder(name, name, key, key, datetime.fromtimestamp(now, UTC), _VALID)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA256())
     )
-    pem = certificate.public_bytes(Encoding.PEM)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return certificate.public_bytes(Encoding.PEM), private
+
+
+def lasts(pem: bytes, now: float) -> bool:
+    """Whether a certificate is good for another year, in epoch seconds from `now`. Raises ValueError for none."""
+    until = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return until - datetime.fromtimestamp(now, UTC) > _RENEWED_BEFORE
+
+
+def check_authority(pem: bytes, key: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Read a certificate and its key, PEM. Raises ValueError if they are not that."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        private = load_pem_private_key(key, password=None)
+    except TypeError as error:  # it is encrypted
+        raise ValueError(str(error)) from error
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != certificate.public_key():
+        raise ValueError("the key is not that of the certificate")
+    return certificate, private
+
+
+def write_authority(folder: Path, pem: bytes, key: bytes) -> None:
+    """Put one into a folder, in place of another. Blocks. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    # The key is written last: one that is cut off in between is found to be a half, and is made anew.
     (folder / KEY_FILE).unlink(missing_ok=True)
-    (folder / CERTIFICATE_FILE).write_bytes(pem)
-    _write_private(folder / KEY_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return pem
+    _write_private(folder / CERTIFICATE_FILE, pem)
+    _write_private(folder / KEY_FILE, key)
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    made = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # By the process's number: workers of one gateway write the same authority into the same folder.
+    new = f"{path}.{os.getpid()}"
+    made = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(made, "wb") as file:
         file.write(content)
-    os.replace(f"{path}.new", path)
+    os.replace(new, path)
 
 
 class Authority:
@@ -79,11 +111,7 @@ class Authority:
 
     def __init__(self, folder: Path) -> None:
         self.pem = (folder / CERTIFICATE_FILE).read_bytes()
-        self.certificate = x509.load_pem_x509_certificate(self.pem)
-        key = load_pem_private_key((folder / KEY_FILE).read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != self.certificate.public_key():
-            raise ValueError("the key is not that of the certificate")
-        self._key = key
+        self.certificate, self._key = check_authority(self.pem, (folder / KEY_FILE).read_bytes())
         self._leaf_key = ec.generate_private_key(_CURVE())  # of all hosts: it is as private as the authority's
         self._contexts: OrderedDict[Host, tuple[datetime, ssl.SSLContext]] = OrderedDict()
 

@@ -54,7 +54,8 @@ class EgressGate:
 
     `refused`: networks that no policy opens. `wrapper`: a command that runs the service, in another network namespace.
     `authority`: the folder of the authority with which TLS is ended; None: nowhere. `trusted`: authorities of origins
-    besides the machine's, a PEM file. `cache`: the folder of the package cache, and its size in bytes.
+    besides the machine's, a PEM file. `cache`: the folder of the package cache, its size in bytes, and how many
+    services share both.
     `entrance`: a listening socket for sandboxes on other machines, owned by this from now on; see `on_token`.
     """
 
@@ -65,11 +66,12 @@ class EgressGate:
         wrapper: Sequence[str] = (),
         authority: Path | None = None,
         trusted: Path | None = None,
-        cache: tuple[Path, int] | None = None,
+        cache: tuple[Path, int, int] | None = None,
         entrance: socket.socket | None = None,
     ) -> None:
         self._entrance = entrance
         self._whose: Callable[[str], Awaitable[tuple[str, Grant] | None]] = _nobody
+        self._values: Callable[[Grant], Awaitable[Callable[[Secret], str]]] = _kept_here
         self._tasks = Tasks()
         self.records = EgressRecords()
         self.lines_lost = 0
@@ -78,7 +80,8 @@ class EgressGate:
         if authority is not None:
             self._arguments += ["--authority", str(authority)]
         if cache is not None:
-            self._arguments += ["--cache", str(cache[0]), "--cache-bytes", str(cache[1])]
+            folder, size, shares = cache
+            self._arguments += ["--cache", str(folder), "--cache-bytes", str(size), "--cache-shares", str(shares)]
         if trusted is not None:
             self._arguments += ["--trust", str(trusted)]
         self._line_listeners: list[Callable[[Access], None]] = []
@@ -126,6 +129,13 @@ class EgressGate:
         It may raise WakegateError, which counts as that.
         """
         self._whose = whose
+
+    def on_secrets(self, values: Callable[[Grant], Awaitable[Callable[[Secret], str]]]) -> None:
+        """For connections to the entrance, take the values of a grant's secrets from what `values(grant)` returns.
+
+        An empty value: it cannot be read, or not by this runtime, and its hosts are refused.
+        """
+        self._values = values
 
     def start(self) -> None:
         """Serve the entrance, if there is one; else the first sandbox starts the service."""
@@ -241,14 +251,14 @@ class EgressGate:
                 listener(message["session"], message["up"], message["down"])
 
     async def _answer(self, number: int, token: str) -> None:
+        answer = {"op": "whose", "number": number, "sandbox": ""}
         try:
             found = await self._whose(token)
+            if found is not None:
+                values = await self._values(found[1])
+                answer |= {"sandbox": found[0], "grant": found[1].document(values)}
         except WakegateError as error:
             logger.warning("egress: whose a connection is cannot be found out: %s", error)
-            found = None
-        answer = {"op": "whose", "number": number, "sandbox": ""}
-        if found is not None:
-            answer |= {"sandbox": found[0], "grant": found[1].document(_value_of)}
         if self._channel is not None:
             self._channel.send(answer)
 
@@ -264,6 +274,10 @@ class EgressGate:
 
 async def _nobody(_: str) -> tuple[str, Grant] | None:
     return None
+
+
+async def _kept_here(_: Grant) -> Callable[[Secret], str]:
+    return _value_of
 
 
 def _value_of(secret: Secret) -> str:

@@ -6,11 +6,13 @@ again before each use; where PyPI's URL names the content (BLAKE2b, 256 bits), t
 
 FOLDER/kept/URLHASH-SHA256    the content; used least recently goes first (the time of the file says when)
 FOLDER/new/RANDOM             what is being fetched; nothing of it outlives the process
+FOLDER/lock                   held by the process that uses the folder
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import os
@@ -38,6 +40,8 @@ _OWN_FIELDS = frozenset((b"range", b"authorization", b"cookie", b"if-range", b"i
 _OWN_ANSWERS = frozenset((b"set-cookie", b"content-encoding", b"content-range", b"transfer-encoding"))
 # With 5 GiB that is 1.25 GiB; torch for CUDA has 0.9. A larger file would push out everything else for one install.
 _SHARE = 4  # of the whole cache is the most that one file takes: a fourth
+# Of the file system stays free: it may be the one that keys and workspaces are on, and smaller than the cache may grow.
+_SPARE_SHARE, _SPARE_BYTES = 4, 1 << 30
 
 
 def url_of(target: Target, head: Head) -> str:
@@ -69,7 +73,7 @@ class _Entry:
 
 
 class PackageCache:
-    """`most`: bytes of it. Blocks while it is made. Raises OSError."""
+    """`most`: bytes of it. Blocks while it is made. Raises OSError, also where another process uses the folder."""
 
     def __init__(self, folder: Path, most: int, hosts: tuple[str, ...] = CACHED) -> None:
         self.hits = self.misses = 0
@@ -78,6 +82,13 @@ class PackageCache:
         self._kept, self._new = folder / "kept", folder / "new"
         for each in (folder, self._kept, self._new):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Held until `close`, or the end of the process.
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise OSError(error.errno, "another process uses it", str(folder)) from None
         # Not continued: a half of a file has no digest that says what the other half should be.
         for left in self._new.iterdir():  # of a service that was killed
             left.unlink()
@@ -98,6 +109,10 @@ class PackageCache:
             found.append((seen.st_mtime, match[1], _Entry(match[2], seen.st_size)))
         for _, name, entry in sorted(found, key=lambda each: each[:2]):
             self._entries[name] = entry
+
+    def close(self) -> None:
+        """Another may use the folder."""
+        os.close(self._lock)
 
     def serves(self, target: Target) -> bool:
         """Whether a host is one whose files are kept."""
@@ -133,6 +148,8 @@ class PackageCache:
         self._shrink(length)
         if self.bytes + length > self._most:
             return None  # so much is being fetched at once
+        if not self._has_room(length):
+            return None
         try:
             made = Fetched(self._new / secrets.token_hex(8), url, length, self._done)
         except OSError as error:
@@ -141,6 +158,14 @@ class PackageCache:
         self.bytes += length
         self._writing.add(name)
         return made
+
+    def _has_room(self, length: int) -> bool:
+        try:
+            disk = os.statvfs(self._new)
+        except OSError:
+            return False
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        return free - length >= min(size // _SPARE_SHARE, _SPARE_BYTES)
 
     def _done(self, fetched: Fetched, sha256: str) -> None:
         """It is complete, with this digest, or broke off, without one."""

@@ -157,7 +157,7 @@ def _common(
         public_ports=read_public_ports(extra, reachable, reader),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
         egress=egress,
-        secrets=read_secrets(extra.get("secrets", ()), egress, files, reader, in_cluster=in_cluster),
+        secrets=read_secrets(extra.get("secrets", ()), egress, files, reader, in_cluster=in_cluster, agent=agent),
         egress_limits=read_egress_limits(extra, reader),
         target_ports=several(ports),
     )

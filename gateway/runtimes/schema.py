@@ -257,6 +257,8 @@ def _secret() -> Schema:
     source = {
         "env": text("A variable of the gateway's environment; the local engine only."),
         "file": text("A file beside the manifest or below --runtime-sources; the local engine only."),
+        "secret": text("A Kubernetes Secret beside the gateways, which its annotations lend; in a cluster only."),
+        "key": text("The field of that Secret that has the value."),
     }
     return object_of(
         {

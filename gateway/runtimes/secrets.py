@@ -2,7 +2,8 @@
 
 Only where a value is kept is read here, never kept: the gateway's own variables, or a file beside the manifest or below
 --runtime-sources. That it can be read, and is such as a header can carry, is checked, so that a gateway does not start
-with a secret that is none.
+with a secret that is none. In a cluster it is a Kubernetes Secret that an operator lends, which is found out when a
+sandbox uses it (provider/kubernetes/egress_secrets.py): variables and files are not for whoever may write a runtime.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _TAKEN = frozenset((
 ))  # fmt: skip
 # Other programs' own: what the operator gave the gateway is not for whoever writes manifests.
 _OWN_VARIABLES = "WAKEGATE_"
+_KUBE_SECRET = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+_KUBE_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
 def read_secrets(
@@ -40,10 +43,11 @@ def read_secrets(
     reader: Reader,
     *,
     in_cluster: bool,
+    agent: bool = False,
 ) -> tuple[Secret, ...]:
     """The secrets of a runtime. `egress`: what it may reach. What is wrong goes to `reader`."""
-    if in_cluster and entries:
-        reader.note(_PREFIX, "secrets are of the local engine only")
+    if in_cluster and agent and entries:
+        reader.note(_PREFIX, "agents in a cluster do not reach out through the gateway; expected none")
         return ()
     # Which requests it is for does not matter here: an entry with paths is one whose requests get it.
     allowed = [replace(rule, methods=frozenset(), paths=()) for rule in parse_rules(egress)]
@@ -57,9 +61,10 @@ def read_secrets(
             continue
         hosts = _hosts(entry.get("hosts") or (), allowed, place, reader)
         where = _place(entry, place, reader)
-        source = _source(name, entry.get("from") or {}, place, files, reader)
+        given = entry.get("from") or {}
+        source = _kube_source(given, place, reader) if in_cluster else _source(name, given, place, files, reader)
         if where is not None and source is not None:
-            found[name] = Secret(name, hosts, *where, env=source[0], file=source[1])
+            found[name] = Secret(name, hosts, *where, **source)
     return tuple(found.values())
 
 
@@ -107,8 +112,11 @@ def _place(entry: Mapping[str, Any], place: str, reader: Reader) -> tuple[str, s
 
 def _source(
     name: str, entry: Mapping[str, Any], place: str, files: Files | None, reader: Reader
-) -> tuple[str, str] | None:
+) -> dict[str, str] | None:
     variable, file = entry.get("env", ""), entry.get("file", "")
+    if "secret" in entry:
+        reader.note(f"{place}.from.secret", "Kubernetes Secrets are of a cluster only; expected env or file")
+        return None
     if bool(variable) == bool(file):
         reader.note(f"{place}.from", "expected one of env (a variable of the gateway) and file")
         return None
@@ -122,7 +130,22 @@ def _source(
     except (OSError, ValueError) as error:
         reader.note(f"{place}.from.{'env' if variable else 'file'}", str(error))
         return None
-    return variable, file
+    return {"env": variable, "file": file}
+
+
+def _kube_source(entry: Mapping[str, Any], place: str, reader: Reader) -> dict[str, str] | None:
+    if "env" in entry or "file" in entry or "secret" not in entry:
+        wanted = "expected secret (the name of a Kubernetes Secret beside the gateways) and key (its field)"
+        reader.note(f"{place}.from", f"{wanted}; env and file are of the local engine only")
+        return None
+    name, key = entry["secret"], entry.get("key", "")
+    if not _KUBE_SECRET.fullmatch(name):
+        reader.note(f"{place}.from.secret", f"expected the name of a Kubernetes Secret, got {name[:64]!r}")
+        return None
+    if not _KUBE_KEY.fullmatch(key):
+        reader.note(f"{place}.from.key", f"expected the field of the Secret that has the value, got {key[:64]!r}")
+        return None
+    return {"secret": name, "key": key}
 
 
 def _file(name: str, files: Files | None) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,25 @@ from tests.support.waiting import eventually
 
 HOST = "files.pythonhosted.org"
 URL = f"https://{HOST}:443/packages/a/b/c/sample-1.0-py3-none-any.whl"
+
+
+Open = Callable[[int], PackageCache]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Opens the cache in the test's folder, for one process: so it closes the one before."""
+    made: list[PackageCache] = []
+
+    def open_one(most: int) -> PackageCache:
+        while made:
+            made.pop().close()
+        made.append(PackageCache(tmp_path, most))
+        return made[0]
+
+    yield open_one
+    for each in made:
+        each.close()
 
 
 async def put(
@@ -49,19 +68,19 @@ async def get(cache: PackageCache, url: str) -> bytes | None:
         kept.close()
 
 
-async def test_file_is_kept_over_a_restart_and_under_its_own_url(tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path, 10_000)
+async def test_file_is_kept_over_a_restart_and_under_its_own_url(tmp_path: Path, opened: Open) -> None:
+    cache = opened(10_000)
     assert await put(cache, URL, b"content of a wheel")
-    assert await get(PackageCache(tmp_path, 10_000), URL) == b"content of a wheel"
     assert await get(cache, URL + "x") is None
     assert (cache.hits, cache.misses) == (1, 1)
+    assert await get(opened(10_000), URL) == b"content of a wheel"
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize("change", [b"Content of a wheel", b"content of a whee", b"content of a wheel!", b""])
-async def test_file_that_has_changed_on_disk_is_never_given_out(tmp_path: Path, change: bytes) -> None:
+async def test_file_that_has_changed_on_disk_is_never_given_out(tmp_path: Path, opened: Open, change: bytes) -> None:
     """Its content is hashed before each use; it goes, and is fetched anew."""
-    cache = PackageCache(tmp_path, 10_000)
+    cache = opened(10_000)
     assert await put(cache, URL, b"content of a wheel")
     [file] = (tmp_path / "kept").iterdir()
     file.write_bytes(change)
@@ -71,32 +90,32 @@ async def test_file_that_has_changed_on_disk_is_never_given_out(tmp_path: Path, 
     assert cache.bytes == 18
 
 
-async def test_half_a_file_is_not_kept(tmp_path: Path) -> None:
+async def test_half_a_file_is_not_kept(tmp_path: Path, opened: Open) -> None:
     """Broken off, shorter or longer than announced; what a killed service left goes at the next start."""
-    cache = PackageCache(tmp_path, 10_000)
+    cache = opened(10_000)
     assert not await put(cache, URL, b"content", whole=False)
     assert not await put(cache, URL, b"content", announced=8)
     assert not await put(cache, URL, b"content", announced=6)
     assert cache.bytes == 0
     assert cache.begin(URL, 100) is not None
     assert len(list((tmp_path / "new").iterdir())) == 1
-    cache = PackageCache(tmp_path, 10_000)
+    cache = opened(10_000)
     assert list((tmp_path / "new").iterdir()) == []
     assert await put(cache, URL, b"content")
 
 
-async def test_content_has_to_be_what_the_url_says(tmp_path: Path) -> None:
+async def test_content_has_to_be_what_the_url_says(tmp_path: Path, opened: Open) -> None:
     """PyPI's URLs have the BLAKE2b of the file."""
-    cache = PackageCache(tmp_path, 10_000)
+    cache = opened(10_000)
     digest = hashlib.blake2b(b"content", digest_size=32).hexdigest()
     url = f"https://{HOST}:443/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/sample-1.0-py3-none-any.whl"
     assert not await put(cache, url, b"poison!")
     assert await put(cache, url, b"content")
 
 
-async def test_size_is_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
+async def test_size_is_bounded_and_the_oldest_go_first(tmp_path: Path, opened: Open) -> None:
     """What is being fetched counts; nothing larger than a fourth of it is kept."""
-    cache = PackageCache(tmp_path, 1000)
+    cache = opened(1000)
     for number in range(4):
         assert await put(cache, f"{URL}{number}", b"x" * 250)
     assert await get(cache, f"{URL}0") is not None
@@ -113,6 +132,30 @@ async def test_size_is_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
             each.end(complete=False)
     assert cache.bytes == 0
     assert await put(cache, URL, b"x")
+
+
+async def test_folder_is_one_process_s_and_never_fills_its_disk(
+    tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would delete what the first fetches. A fourth of a small disk, 1 GiB of a large one, stays free."""
+    cache = opened(4_000_000)
+    with pytest.raises(BlockingIOError):
+        PackageCache(tmp_path, 4_000_000)
+    real = os.statvfs(tmp_path)
+
+    def disk(free: int, size: int) -> None:
+        fields = list(real[:10])
+        fields[1], fields[2], fields[4] = 1, size, free  # in pieces of one byte: f_frsize, f_blocks, f_bavail
+        monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+
+    disk(free=5_000_000, size=16_000_000)
+    assert cache.begin(URL, 1_000_001) is None
+    disk(free=(1 << 30) + 999_999, size=1 << 40)
+    assert cache.begin(URL, 1_000_000) is None
+    disk(free=(1 << 30) + 1_000_000, size=1 << 40)
+    fetched = cache.begin(URL, 1_000_000)
+    assert fetched is not None
+    fetched.end(complete=False)
 
 
 # Through the service, and with pip.
@@ -149,7 +192,7 @@ def index(world: Internet) -> str:
 async def cached_gate(world: Internet, tmp_path: Path) -> AsyncIterator[EgressGate]:
     """A gate whose service keeps packages."""
     made = EgressGate(
-        wrapper=world.enter, authority=tmp_path / "egress", trusted=world.ca, cache=(tmp_path / "cache", 10_000_000)
+        wrapper=world.enter, authority=tmp_path / "egress", trusted=world.ca, cache=(tmp_path / "cache", 10_000_000, 1)
     )
     made.bundle(time.time())
     yield made

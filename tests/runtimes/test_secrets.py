@@ -114,8 +114,42 @@ def test_name_is_used_once(tmp_path: Path) -> None:
         _load(tmp_path, GOOD, GOOD)
 
 
-def test_cluster_has_none() -> None:
+LENT = {"name": "A", "hosts": ["api.example.com"], "bearer": True, "from": {"secret": "keys", "key": "api"}}
+
+
+def test_cluster_has_kubernetes_secrets_alone() -> None:
     """A manifest there is of whoever may write one: variables and files of the gateway are not for them."""
     problems: list[str] = []
-    assert parse_runtime(_document(GOOD), "cluster", problems, engine="kubernetes") is None
-    assert "local engine only" in problems[0]
+    runtime = parse_runtime(_document(LENT), "cluster", problems, engine="kubernetes")
+    assert runtime is not None
+    assert runtime.secrets == (Secret("A", ("api.example.com",), "bearer", secret="keys", key="api"),)
+
+
+@pytest.mark.parametrize(("source", "where", "what"), [
+    ({"env": "TEST_API_KEY"}, ".from", "local engine only"),
+    ({"file": "key"}, ".from", "local engine only"),
+    ({"secret": "keys", "key": "api", "env": "TEST_API_KEY"}, ".from", "local engine only"),
+    ({"secret": "keys"}, ".from.key", "field of the Secret"),
+    ({"secret": "keys", "key": "a/b"}, ".from.key", "field of the Secret"),
+    ({"secret": "../other", "key": "api"}, ".from.secret", "name of a Kubernetes Secret"),
+    ({"secret": "", "key": "api"}, ".from.secret", "name of a Kubernetes Secret"),
+])  # fmt: skip
+def test_mistake_in_a_clusters_secret_says_where_it_is(source: dict[str, str], where: str, what: str) -> None:
+    """A name that could leave its place in a URL is none."""
+    problems: list[str] = []
+    assert parse_runtime(_document({**LENT, "from": source}), "cluster", problems, engine="kubernetes") is None
+    assert f"spec.wakegate.secrets[0]{where}: " in problems[0]
+    assert what in problems[0]
+
+
+def test_kubernetes_secret_needs_a_cluster_and_picod(tmp_path: Path) -> None:
+    """Not on this machine, and not for agents, whose pods have no way to the egress service."""
+    with pytest.raises(SettingsError, match="of a cluster only"):
+        _load(tmp_path, LENT)
+    document = {**_document(LENT), "kind": str(Kind.AGENT_RUNTIME)}
+    document["spec"] |= {"targetPort": [{"port": 8080, "protocol": "HTTP"}],
+                         "podTemplate": {"spec": {"containers": [{"name": "a", "image": "a:1"}]}}}  # fmt: skip
+    del document["spec"]["template"]
+    problems: list[str] = []
+    assert parse_runtime(document, "cluster", problems, engine="kubernetes") is None
+    assert "agents in a cluster" in problems[0]

@@ -10,10 +10,12 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
-from re import _constants as sre  # typeshed leaves out the parser's modules
-from re import _parser as parser
+from importlib import import_module
 from typing import Any
 
+# By name: typeshed leaves out the parser's modules.
+sre: Any = import_module("re._constants")
+parser: Any = import_module("re._parser")
 _Continue = Callable[[int], bool]
 _CATEGORIES: dict[Any, Callable[[str], bool]] = {
     sre.CATEGORY_DIGIT: str.isdigit,

@@ -19,11 +19,14 @@ from gateway.core.errors import RuntimeNotFoundError, SettingsError, WakegateErr
 from gateway.core.interfaces import SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxId
 from gateway.core.settings import Settings
+from gateway.egress.gate import EgressGate
 from gateway.images.policy import make_policy
 from gateway.observability.counters import Calls
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
 from gateway.provider.kubernetes.catalog import WatchedCatalog
 from gateway.provider.kubernetes.client import KubeError
+from gateway.provider.kubernetes.egress_authority import SharedAuthority
+from gateway.provider.kubernetes.egress_secrets import LentSecrets
 from gateway.provider.kubernetes.signing_keys import SharedKeys
 from gateway.provider.kubernetes.status import make_status
 from gateway.provider.kubernetes.trust import untrusted
@@ -32,6 +35,7 @@ from gateway.sandbox.signing_keys import KeyRing
 logger = logging.getLogger(__name__)
 
 STATUS_LEASE = "kubernetes-status"
+EGRESS_FOLDER = "egress"  # of the state folder: the authority of the egress service
 _STATUS_INTERVAL_S = 2.0  # between two looks at all statuses: also the most often that one is written
 # Five intervals: a slow pass does not lose the lease, and a leader that died is replaced within this time.
 _LEASE_TTL_S = 10.0
@@ -135,8 +139,13 @@ async def _pool_status(provider: SandboxProvider, key: RuntimeKey) -> PoolStatus
         return None
 
 
-async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Clock) -> Cluster:
-    """Connect, share the signing keys, read the runtimes. Raises SettingsError, KubeError."""
+async def join_cluster(
+    settings: Settings, files: Sequence[Runtime], clock: Clock, gate: EgressGate | None = None
+) -> Cluster:
+    """Connect, share the signing keys and the authority of egress, read the runtimes. Raises SettingsError, KubeError.
+
+    `gate`: of this gateway's egress service, where it has one; its authority is in EGRESS_FOLDER of the state folder.
+    """
     namespaces = [name for name in settings.kube_namespaces.split(",") if name]
     kubeconfig = settings.kubeconfig if settings.kubeconfig != Path() else None
     for runtime in files:
@@ -163,6 +172,8 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
             settle=settings.key_settle,
         )
         await sharing.open()
+        if gate is not None:
+            await _share_egress(settings, api, clock, namespaces, gate)
         catalog = WatchedCatalog(
             api,
             namespaces,
@@ -180,6 +191,18 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
         raise SettingsError([f"--engine kubernetes: {error}; `wakegate doctor` says what is missing"]) from error
     provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
     return Cluster(settings, api, catalog, provider, keys, sharing)
+
+
+async def _share_egress(
+    settings: Settings, api: KubeApi, clock: Clock, namespaces: Sequence[str], gate: EgressGate
+) -> None:
+    """What pods of runtimes that name hosts trust, and the values that their requests get.
+
+    Raises KubeError, SettingsError.
+    """
+    own = settings.kube_gateway_namespace
+    await SharedAuthority(api, settings.state_dir / EGRESS_FOLDER, clock, own, namespaces, gate.bundle).open()
+    gate.on_secrets(LentSecrets(api, own, clock).values)
 
 
 def _pod_defaults(settings: Settings, keys: KeyRing) -> PodDefaults:

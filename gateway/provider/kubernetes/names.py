@@ -42,6 +42,11 @@ KEYS = "wakegate.io/keys"  # of the ConfigMap: which Secret it was made from, an
 
 KEYS_CONFIGMAP = "wakegate-picod-keys"
 KEYS_SECRET = "wakegate-signing-keys"  # noqa: S105 - a name
+AUTHORITY_SECRET = "wakegate-egress-authority"  # noqa: S105 - a name
+TRUST_CONFIGMAP = "wakegate-egress-trust"
+# Annotations by which an operator lends a Secret of the gateways' namespace to runtimes (egress_secrets.py).
+LENT_TO = "wakegate.io/egress-runtimes"  # NAMESPACE/NAME or NAMESPACE/*, separated by commas
+LENT_FOR = "wakegate.io/egress-hosts"  # names or *.NAME, :PORT if it is not 443, separated by commas
 SELECTOR = f"{MANAGED}={MANAGER}"
 
 _PLURALS = {Kind.CODE_INTERPRETER: "codeinterpreters", Kind.AGENT_RUNTIME: "agentruntimes"}
@@ -77,6 +82,16 @@ def label_value(text: str) -> str:
 def pods(namespace: str, name: str = "") -> str:
     """Path of a namespace's pods, or of the one with that name."""
     return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
+
+
+def secrets(namespace: str, name: str = "") -> str:
+    """Path of a namespace's Secrets, or of one."""
+    return f"/api/v1/namespaces/{namespace}/secrets" + (f"/{name}" if name else "")
+
+
+def config_maps(namespace: str, name: str = "") -> str:
+    """Path of a namespace's ConfigMaps, or of one."""
+    return f"/api/v1/namespaces/{namespace}/configmaps" + (f"/{name}" if name else "")
 
 
 def events(namespace: str) -> str:

@@ -31,6 +31,7 @@ SANDBOXES: tuple[Right, ...] = (
     Right(names.METRICS_GROUP, "pods", ("list",)),
     Right("", "events", ("list",)),
     Right("", "configmaps", ("get", "update"), names.KEYS_CONFIGMAP),
+    Right("", "configmaps", ("get", "update"), names.TRUST_CONFIGMAP),
     Right("", "configmaps", ("create",)),
     Right("networking.k8s.io", "networkpolicies", ("create", "update", "delete")),
     Right("networking.k8s.io", "networkpolicies", ("get",), "wakegate-sandboxes"),  # for `wakegate doctor`
@@ -41,6 +42,7 @@ SANDBOXES: tuple[Right, ...] = (
 
 GATEWAY: tuple[Right, ...] = (
     Right("", "secrets", ("get", "update"), names.KEYS_SECRET),
+    Right("", "secrets", ("get", "update"), names.AUTHORITY_SECRET),
     Right("", "secrets", ("create",)),
 )
 """In the gateway's own namespace."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import orjson
 
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
-from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes import names, shared_objects
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.sandbox.signing_keys import KeyRing
 
@@ -112,7 +112,7 @@ class SharedKeys:
         known = None if change is None else self._ring.kids
         while True:
             # Read, merge, write with the version that was read; who loses against another gateway begins again.
-            secret = await _get(self._api, path)
+            secret = await shared_objects.get(self._api, path)
             await asyncio.to_thread(_take_over, self._private, (secret or {}).get("data"))
             await asyncio.to_thread(read)
             # Other kids than before: another gateway has made the change that was due, and a second one would be one
@@ -122,9 +122,9 @@ class SharedKeys:
             data = await asyncio.to_thread(_contents, self._private)
             if secret is not None and secret.get("data") == data:
                 return str(secret["metadata"]["resourceVersion"])
-            body = {**(secret or _named("Secret", names.KEYS_SECRET)), "type": "Opaque", "data": data}
+            body = {**(secret or shared_objects.named("Secret", names.KEYS_SECRET)), "type": "Opaque", "data": data}
             write = self._api.create(self._secrets, body) if secret is None else self._api.replace(path, body)
-            if (written := await _wrote(write)) is not None:
+            if (written := await shared_objects.wrote(write)) is not None:
                 return str(written["metadata"]["resourceVersion"])
 
     async def _publish(self, version: str) -> dict[str, float]:
@@ -140,7 +140,7 @@ class SharedKeys:
         maps = f"/api/v1/namespaces/{namespace}/configmaps"
         path = f"{maps}/{names.KEYS_CONFIGMAP}"
         while True:
-            present = await _get(self._api, path)
+            present = await shared_objects.get(self._api, path)
             made_from, since = _read_note(present)
             same = present is not None and present.get("data") == {"jwks.json": key_set}
             if (same and since.keys() >= set(self._ring.kids)) or _newer(made_from, version):
@@ -148,11 +148,14 @@ class SharedKeys:
             # The first set is older than the first pods: they have it when they start.
             new = self._clock.now() - (self._settle if present is None else 0.0)
             seen = {kid: since.get(kid, new) for kid in self._ring.kids}
-            body = {**(present or _named("ConfigMap", names.KEYS_CONFIGMAP)), "data": {"jwks.json": key_set}}
+            body = {
+                **(present or shared_objects.named("ConfigMap", names.KEYS_CONFIGMAP)),
+                "data": {"jwks.json": key_set},
+            }
             notes = {names.KEYS: orjson.dumps({"version": version, "since": seen}).decode()}
             body["metadata"] = {**body["metadata"], "annotations": {**body["metadata"].get("annotations", {}), **notes}}
             write = self._api.create(maps, body) if present is None else self._api.replace(path, body)
-            if await _wrote(write) is not None:
+            if await shared_objects.wrote(write) is not None:
                 if present is not None and since and not since.keys() & set(self._ring.kids):
                     await self._delete_warm_pods(namespace)
                 return seen
@@ -203,30 +206,3 @@ def _take_over(private: Path, data: Mapping[str, str] | None) -> None:
 
 def _contents(private: Path) -> dict[str, str]:
     return {file.name: base64.b64encode(file.read_bytes()).decode() for file in private.glob("*.pem")}
-
-
-def _named(kind: str, name: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": kind,
-        "metadata": {"name": name, "labels": {names.MANAGED: names.MANAGER}},
-    }
-
-
-async def _get(api: KubeApi, path: str) -> dict[str, Any] | None:
-    try:
-        return await api.get(path)
-    except KubeError as error:
-        if error.http_status == 404:
-            return None
-        raise
-
-
-async def _wrote(write: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The object as written; None: another gateway wrote first, and the caller reads again."""
-    try:
-        return await write
-    except KubeError as error:
-        if error.reason in ("Conflict", "AlreadyExists"):
-            return None
-        raise

@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from gateway.core.model import Kind, Runtime
-from gateway.egress.environment import PROXIES
+from gateway.egress.credentials import placeholder_of
+from gateway.egress.environment import PROXIES, trust
 from gateway.egress.grants import by_name
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
@@ -26,6 +27,7 @@ from picod import wire
 Object = dict[str, Any]
 
 KEYS_FOLDER = "/run/wakegate/keys"
+TRUST_FOLDER, TRUST_FILE = "/run/wakegate/trust", "ca.pem"  # of names.TRUST_CONFIGMAP
 WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108 - the sandbox's own
 USER = 1000
@@ -156,6 +158,9 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         ],
         "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
     }
+    if _by_service(runtime, defaults):
+        spec["volumes"].append({"name": "trust", "configMap": {"name": names.TRUST_CONFIGMAP}})
+        container["volumeMounts"].append({"name": "trust", "mountPath": TRUST_FOLDER, "readOnly": True})
     _add_mounts(spec, container, runtime)
     for field_name in _POD_FIELDS:
         if own.get(field_name) and field_name != "tolerations":
@@ -180,7 +185,7 @@ def _add_mounts(spec: Object, container: Object, runtime: Runtime) -> None:
 def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[str, Any]) -> Object:
     """The one container of a CodeInterpreter, without its resources. `template`: the manifest's `spec.template`."""
     port = default_port(runtime)
-    given = [*_proxies(runtime, defaults), *(template.get("environment") or _plain(runtime))]
+    given = [*_for_egress(runtime, defaults), *(template.get("environment") or _plain(runtime))]
     container: Object = {
         "name": PICOD_CONTAINER,
         "image": runtime.image or defaults.picod_image,
@@ -270,11 +275,13 @@ def _by_service(runtime: Runtime, defaults: PodDefaults) -> bool:
     return defaults.egress_service is not None and by_name(runtime)
 
 
-def _proxies(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
-    """Where commands find the proxy. What the manifest sets itself is left to it."""
+def _for_egress(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
+    """Where commands find the proxy, whom to trust, and placeholders. What the manifest sets itself is left to it."""
     if not _by_service(runtime, defaults):
         return []
-    return [{"name": name, "value": value} for name, value in PROXIES.items() if name not in _names_in(runtime)]
+    placeholders = {secret.name: placeholder_of(str(runtime.key), secret.name) for secret in runtime.secrets}
+    variables = {**PROXIES, **trust(f"{TRUST_FOLDER}/{TRUST_FILE}"), **placeholders}
+    return [{"name": name, "value": value} for name, value in variables.items() if name not in _names_in(runtime)]
 
 
 def _names_in(runtime: Runtime) -> set[str]:

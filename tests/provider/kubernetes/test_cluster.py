@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from gateway.core.clock import SystemClock
 from gateway.core.model import Kind, RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.doctor.cluster import check_cluster
+from gateway.egress.gate import EgressGate
 from gateway.provider.kubernetes import rights
+from gateway.provider.kubernetes.egress_authority import SharedAuthority
 from gateway.provider.kubernetes.engine import Cluster as Joined
+from gateway.testing import ManualClock
 from tests.support.kube.clusters import REAL, make_cluster
 from tests.support.kube.joined import joined
 from tests.support.kube.opened import custom
@@ -44,13 +48,20 @@ async def pool_is(one: Joined, warm: int) -> None:
     await eventually(full, f"{warm} warm pods")
 
 
+async def renew_authority(one: Joined, folder: Path, gate: EgressGate) -> None:
+    """As a gateway that starts five years later does."""
+    clock = ManualClock(SystemClock().now() + 5 * 365 * 86400)
+    await SharedAuthority(one._api, folder, clock, "wakegate", ["default"], gate.bundle).open()
+
+
 async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_path: Path) -> None:
     """A gateway's life in short, under the shipped Roles: nothing is refused, and nothing they grant is left unused."""
     async with make_cluster(hollow=True).running() as cluster:
         enforce_roles(cluster)
         custom(cluster, "one", {**SPEC, "wakegate": {"egress": ["dns"]}})
         custom(cluster, "agent", AGENT, Kind.AGENT_RUNTIME)
-        async with joined(cluster, tmp_path / "a") as one:
+        gate = EgressGate(authority=tmp_path / "a" / "egress")
+        async with joined(cluster, tmp_path / "a", gate=gate) as one:
             await pool_is(one, 2)
             warm = await one.provider.claim(KEY, SessionId("s1"))
             await pool_is(one, 2)
@@ -71,6 +82,7 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
             await one._write_statuses(one.provider)
             one.sharing._rotation = 1e-9
             await one.sharing.turn()
+            await renew_authority(one, tmp_path / "a" / "egress", gate)
             settings = Settings(state_dir=tmp_path / "a", engine="kubernetes", kubeconfig=tmp_path / "a" / "kubeconfig")
             findings = [finding async for finding in check_cluster(settings)]
             assert not [str(finding) for finding in findings if finding.status == "fail"]

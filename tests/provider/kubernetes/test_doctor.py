@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kube.clusters import in_thread
+from tests.support.kube.clusters import REAL, in_thread
 from tests.support.kube.manifests import MANIFESTS, one
-from tests.support.kube.served import INTERPRETER, enforce_roles
+from tests.support.kube.served import INTERPRETER, enforce_roles, lend
 from tests.support.kube.simulator import Cluster
 from tests.support.kube.simulator.objects import BY_PLURAL
 
@@ -24,6 +24,8 @@ def cluster() -> Iterator[Cluster]:
         spec = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "wakegate-sandboxes")["spec"]
         made.call(lambda: made.create("networkpolicies", "wakegate-sandboxes", namespace="default", spec=spec))
         enforce_roles(made)
+        if not REAL:  # the right to read it is none too many
+            made.call(lambda: lend(made, "lent", {"k": "sk-0123456789"}, to="default/*", hosts="api.example.com"))
         yield made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,9 +14,9 @@ import pytest
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.provider.kubernetes.egress import make_egress
 from gateway.provider.kubernetes.template import PodDefaults, make_template
-from tests.support.internet import PUBLIC, Internet, internet
+from tests.support.internet import OTHER, PUBLIC, Internet, internet
 from tests.support.kube.clusters import REAL, in_thread
-from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for
+from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for, lend
 from tests.support.kube.simulator import Cluster
 from tests.support.redis_server import free_port
 from tests.support.serve import Server, child_that_runs, serve
@@ -32,6 +33,26 @@ SPEC: dict[str, Any] = {
 }
 
 
+# Where TLS is ended. `lent` may be used by this runtime for that host, `other` is lent to nobody.
+VALUE = "/".join(("sk-cluster-7Qx", "9+aV3nT0pLzK"))
+ENDED: dict[str, Any] = {
+    **INTERPRETER,
+    "warmPoolSize": 1,
+    "wakegate": {
+        "egress": ["pypi", "origin.example.com", {"host": "other.example.com", "methods": ["GET"], "paths": ["/v1/"]}],
+        "secrets": [
+            {
+                "name": "API_KEY",
+                "hosts": ["origin.example.com"],
+                "bearer": True,
+                "from": {"secret": "lent", "key": "k"},
+            },
+            {"name": "OTHER_KEY", "hosts": ["pypi.org"], "bearer": True, "from": {"secret": "other", "key": "k"}},
+        ],
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
     with internet(tmp_path_factory.mktemp("world")) as made:
@@ -42,7 +63,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
 def cluster() -> Iterator[Cluster]:
     with in_thread() as made:
         made.call(lambda: made.create("codeinterpreters", "my-interpreter", namespace="default", spec=SPEC))
+        made.call(lambda: made.create("codeinterpreters", "ended", namespace="default", spec=ENDED))
         enforce_roles(made)
+        made.call(lambda: lend(made, "lent", {"k": VALUE}, to="default/ended", hosts="origin.example.com"))
+        made.call(lambda: lend(made, "other", {"k": VALUE}, to="elsewhere/*", hosts="pypi.org"))
         yield made
 
 
@@ -53,12 +77,13 @@ def server(cluster: Cluster, world: Internet, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEST_EGRESS_WRAPPER", json.dumps(list(world.enter)))
         flags = [*flags_for(cluster, folder), "--egress-port", str(port), "--egress-address", f"localhost:{port}"]
+        flags += ["--egress-ca", str(world.ca)]
         with serve(folder / "state", *flags, program="tests.support.kube.worldly_gateway") as made:
             yield made
 
 
-def create(server: Server, **fields: Any) -> str:
-    reply = server.client.post("/v1/sessions", json={"runtime": "default/my-interpreter", **fields})
+def create(server: Server, runtime: str = "my-interpreter", **fields: Any) -> str:
+    reply = server.client.post("/v1/sessions", json={"runtime": f"default/{runtime}", **fields})
     assert reply.status_code == 201, reply.text
     return str(reply.json()["id"])
 
@@ -99,6 +124,46 @@ def test_limit_holds_over_connections(server: Server) -> None:
     assert int(server.run(session, fetch).json()["stdout"]) < 23_000_000
     assert status_of(server, session, "http://origin.example.com/") == "403 000"
     assert status_of(server, other, "http://origin.example.com/") == "200 000"
+
+
+def out_of(server: Server, session: str, command: str) -> str:
+    """What a command prints that succeeds."""
+    reply = server.run(session, command).json()
+    assert reply["exit_code"] == 0, reply
+    return str(reply["stdout"])
+
+
+def test_tls_is_ended_for_methods_paths_and_lent_secrets(server: Server, world: Internet) -> None:
+    """By an authority that the sandbox trusts, and with a value that it never has; what is not lent opens nothing."""
+    session = create(server, "ended")
+    answer = json.loads(out_of(server, session, "curl -sS https://origin.example.com/headers"))
+    assert dict(answer["headers"])["authorization"] == f"Bearer {'*' * len(VALUE)}"
+    sent = [dict(each["headers"]).get("authorization") for each in world.requests() if each["path"] == "/headers"]
+    assert sent == [f"Bearer {VALUE}"]
+    assert out_of(server, session, "printf %s $API_KEY").startswith("wakegate-secret-")
+    assert VALUE not in out_of(server, session, "env; cat /proc/1/environ")
+    assert status_of(server, session, "https://other.example.com/v1/x") == "200 200"
+    assert status_of(server, session, "https://other.example.com/v2/x") == "403 200"
+    assert status_of(server, session, "-X POST https://other.example.com/v1/x") == "403 200"
+    assert status_of(server, session, "https://pypi.org/simple/") == "502 200"
+    wait_until(lambda: len(log_of(server, session)["log"]) == 5, "the session's list has all")
+    found = {line["host"]: line["secrets"] for line in log_of(server, session)["log"] if line["secrets"]}
+    assert found == {"origin.example.com": "API_KEY"}
+
+
+def test_package_is_downloaded_once_for_all_sandboxes(server: Server, world: Internet) -> None:
+    """The second session's comes from the gateway."""
+    content = b"wheel" * 1000
+    digest = hashlib.blake2b(content, digest_size=32).hexdigest()
+    path = f"packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/sample-1.0-py3-none-any.whl"
+    (world.files / path).parent.mkdir(parents=True)
+    (world.files / path).write_bytes(content)
+    for _ in range(2):
+        session = create(server, "ended")
+        fetch = f"curl -sS https://files.pythonhosted.org/{path} | sha256sum"
+        assert out_of(server, session, fetch).split()[0] == hashlib.sha256(content).hexdigest()
+    asked = [each["address"] for each in world.requests() if each["path"] == f"/{path}"]
+    assert asked == [OTHER]
 
 
 def test_killed_service_is_replaced(server: Server) -> None:

@@ -23,6 +23,7 @@ from gateway.core.units import parse_duration
 from gateway.egress.addresses import METADATA, is_within
 from gateway.provider.kubernetes import names, rights
 from gateway.provider.kubernetes.egress import make_egress
+from gateway.provider.kubernetes.pod_resources import quantity
 from gateway.provider.kubernetes.template import PodDefaults, make_template
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
 from tests.support.kube.manifests import MANIFESTS, ROOT, built, one
@@ -318,6 +319,19 @@ def test_overlay_opens_the_egress_port_to_sandboxes_alone(overlay: str) -> None:
     assert peer["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
     namespace = one(overlay, "Namespace", settings.kube_gateway_namespace)["metadata"]["labels"]
     assert peer["namespaceSelector"]["matchLabels"].items() <= namespace.items()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_packages_are_kept_on_a_volume_of_their_own(overlay: str) -> None:
+    """Not in the state folder's memory; and the volume is larger than the cache, beyond which a pod is evicted."""
+    settings, pod = settings_of(overlay), gateway_pod(overlay)
+    (mount,) = [
+        each for each in pod["containers"][0]["volumeMounts"]
+        if each["mountPath"] == str(settings.state_dir / "packages")
+    ]  # fmt: skip
+    (volume,) = [each for each in pod["volumes"] if each["name"] == mount["name"]]
+    assert "medium" not in volume["emptyDir"]
+    assert quantity(volume["emptyDir"]["sizeLimit"]) >= 1.25 * settings.package_cache > 0
 
 
 def gateway_labels(overlay: str) -> Any:

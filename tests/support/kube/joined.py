@@ -11,6 +11,7 @@ from typing import Any
 from gateway.core.clock import SystemClock
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings
+from gateway.egress.gate import EgressGate
 from gateway.provider.kubernetes.engine import Cluster as Joined
 from gateway.provider.kubernetes.engine import join_cluster
 from tests.support.kube.simulator import Cluster
@@ -18,12 +19,13 @@ from tests.support.kube.simulator import Cluster
 
 @asynccontextmanager
 async def joined(
-    cluster: Cluster, folder: Path, files: Sequence[Runtime] = (), **settings: Any
+    cluster: Cluster, folder: Path, files: Sequence[Runtime] = (), gate: EgressGate | None = None, **settings: Any
 ) -> AsyncIterator[Joined]:
-    """As `wakegate serve` makes it. `files`: runtimes from files; `settings` besides what reaches the cluster."""
+    """As `wakegate serve` makes it. `files`: runtimes from files; `gate`: of its egress service; `settings` besides
+    what reaches the cluster."""
     folder.mkdir(parents=True, exist_ok=True)
     made = Settings(state_dir=folder, engine="kubernetes", kubeconfig=cluster.kubeconfig(folder), **settings)
-    one = await join_cluster(made, files, SystemClock())
+    one = await join_cluster(made, files, SystemClock(), gate)
     await one.provider.start()
     following = asyncio.create_task(one.follow())
     try:

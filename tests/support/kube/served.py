@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.provider.kubernetes import names
 from tests.support.kube.clusters import in_thread
 from tests.support.kube.simulator import Cluster
+from tests.support.kube.simulator.objects import BY_PLURAL
 from tests.support.serve import Server, serve
 
 MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
@@ -43,6 +46,17 @@ def in_cluster(
 def enforce_roles(cluster: Cluster) -> None:
     """Allow only what the shipped Roles grant, as the cluster of whoever applies them does."""
     cluster.enforce(wakegate=MANIFESTS / "base/access.yaml", default=MANIFESTS / "sandboxes/access.yaml")
+
+
+def lend(cluster: Cluster, name: str, values: dict[str, str], *, to: str, hosts: str) -> None:
+    """Make a Secret beside the gateways and let runtimes use it, as docs/egress.md says; on the cluster's own loop."""
+    notes = {names.LENT_TO: to, names.LENT_FOR: hosts}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    body = {"metadata": {"name": name, "annotations": notes}, "type": "Opaque", "data": data}
+    cluster.objects.create(BY_PLURAL["secrets"], "wakegate", body)
+    rule = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [name], "verbs": ["get"]}
+    assert cluster.api.roles is not None, "enforce_roles comes first"
+    cluster.api.roles["wakegate"].append(rule)
 
 
 def flags_for(cluster: Cluster, folder: Path) -> list[str]:
