@@ -47,6 +47,11 @@ from gateway.api.native import NativeAPI
 from gateway.api.oneshot.dify import DifyAPI
 from gateway.api.oneshot.native import RunAPI
 from gateway.api.oneshot.runs import OneShotRuns
+from gateway.api.open_terminal.chats import Chats
+from gateway.api.open_terminal.files import FilesAPI
+from gateway.api.open_terminal.processes import ProcessesAPI
+from gateway.api.open_terminal.search import SearchAPI
+from gateway.api.open_terminal.server import ServerAPI
 from gateway.api.openai.containers import ContainersAPI
 from gateway.api.openai.files import ContainerFilesAPI
 from gateway.api.openai.tool_calls import ToolsAPI
@@ -208,13 +213,18 @@ class Surfaces:
         }
 
     def _compatible(self, settings: Settings, parts: SurfaceParts) -> Handlers:
-        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, AgentScope, E2B."""
+        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, AgentScope, E2B, Open Terminal."""
         lifecycle, store, catalog = parts.lifecycle, parts.store, parts.catalog
         sandboxes = SandboxesAPI(
             lifecycle, parts.hibernator, store, catalog, self._access_tokens, parts.clock, domain=settings.domain
         )
+        chats = Chats(lifecycle, store, catalog, parts.clock)
         return {
             **AgentCubeAPI(lifecycle).handlers(),
+            **ServerAPI().handlers(),
+            **ProcessesAPI(chats, parts.caller).handlers(),
+            **FilesAPI(chats, parts.caller).handlers(),
+            **SearchAPI(chats, parts.caller).handlers(),
             **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
             **ContentsAPI(lifecycle, store, parts.caller).handlers(),

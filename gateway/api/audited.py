@@ -74,6 +74,16 @@ ACTIONS: Mapping[str, str] = {
     "agentscope_move_entry": "file.write",
     "agentscope_make_directory": "file.write",
     "agentscope_delete_entry": "file.delete",
+    "open_terminal_run_command": "command.run",
+    "open_terminal_send_process_input": "command.run",
+    "open_terminal_kill_process": "command.run",
+    "open_terminal_set_cwd": "session.update",
+    "open_terminal_write_file": "file.write",
+    "open_terminal_replace_file_content": "file.write",
+    "open_terminal_make_directory": "file.write",
+    "open_terminal_move_entry": "file.write",
+    "open_terminal_upload_file": "file.write",
+    "open_terminal_delete_entry": "file.delete",
     "jupyter_create_kernel": "session.create",
     "jupyter_create_session": "session.create",
     "jupyter_delete_kernel": "session.delete",
@@ -110,7 +120,7 @@ ACTIONS: Mapping[str, str] = {
     "create_container_file": "file.write",
     "delete_container_file": "file.delete",
 }
-_WITH_CONTENT = frozenset(("tool.call", "run.once", "task.create"))
+_WITH_CONTENT = frozenset(("command.run", "tool.call", "run.once", "task.create"))
 
 
 def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> Handler:

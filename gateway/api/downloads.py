@@ -21,8 +21,9 @@ _FORWARDED_HEADERS = ("content-type", "content-length", "content-range", "accept
 class Download(Response):
     """Streams a file out of the sandbox, and releases the sandbox's connection also when the client leaves.
 
-    `path` is relative to the workspace, `asked` are header fields of the request to picod. `absent` is the error for
-    what is no file; `shape` is that of errors. `content_type` stands for picod's guess by the name.
+    `path` is relative to the workspace; with `root="system"` it is an absolute path of the sandbox. `asked` are header
+    fields of the request to picod. `absent` is the error for what is no file; `shape` is that of errors.
+    `content_type` stands for picod's guess by the name.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class Download(Response):
         *,
         shape: ErrorShape,
         content_type: str = "",
+        root: str = "workspace",
     ) -> None:
         super().__init__()
         self._caller = caller
         self._session_id = session_id
-        self._target = f"/api/files/{quote(path)}"
+        self._target = f"/api/files/{quote(path.lstrip('/'))}?root={root}"
         self._name = path.rpartition("/")[2]
         self._asked = asked
         self._absent = absent

@@ -46,6 +46,7 @@ class ErrorShape(StrEnum):
     JUPYTER = "JupyterError"  # {"message": text, "reason": CODE}
     DIFY = "DifyError"  # {"code": status, "message": text, "data": null}
     AGENT_SANDBOX = "AgentSandboxError"  # {"detail": text, "message": text}
+    OPEN_TERMINAL = "OpenTerminalError"  # {"detail": text, "error": text}
     KUBERNETES = "KubernetesStatus"  # {"kind": "Status", "status": "Failure", "message", "reason", "code"}
     MCP = "MCPMessage"  # a JSON-RPC error response without an id
 
@@ -144,6 +145,12 @@ def _agent_sandbox(error: WakegateError) -> dict[str, Any]:
     return {"detail": text, "message": text}
 
 
+def _open_terminal(error: WakegateError) -> dict[str, Any]:
+    # Its server answers `detail`, and `error` for terminals; Open WebUI shows either.
+    text = public_message(error)
+    return {"detail": text, "error": text}
+
+
 _REASONS = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
     409: "Conflict", 413: "RequestEntityTooLarge", 429: "TooManyRequests", 500: "InternalError",
@@ -174,6 +181,7 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.JUPYTER: _jupyter,
     ErrorShape.DIFY: _dify,
     ErrorShape.AGENT_SANDBOX: _agent_sandbox,
+    ErrorShape.OPEN_TERMINAL: _open_terminal,
     ErrorShape.KUBERNETES: _kubernetes,
     ErrorShape.MCP: _mcp,
 }

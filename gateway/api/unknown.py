@@ -18,6 +18,7 @@ _E2B = ("/sandboxes", "/v2/sandboxes")
 _DIFY = ("/v1/sandbox",)
 _JUPYTER = ("/jupyter",)
 _KUBERNETES = ("/apis",)
+_OPEN_TERMINAL = ("/open-terminal",)
 _SANDBOX_API = "/api"
 _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new session"
 
@@ -36,6 +37,8 @@ def shape_of(path: str) -> ErrorShape:
         return ErrorShape.JUPYTER
     if _is_below(path, _E2B):
         return ErrorShape.E2B
+    if _is_below(path, _OPEN_TERMINAL):
+        return ErrorShape.OPEN_TERMINAL
     if _is_below(path, _KUBERNETES):
         return ErrorShape.KUBERNETES
     return ErrorShape.MCP if path == "/mcp" else ErrorShape.NATIVE

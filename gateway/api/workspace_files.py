@@ -1,7 +1,8 @@
-"""The files of one session's workspace, for surfaces of other products: stat, list, read, write, move and delete.
+"""The files of one session, for surfaces of other products: stat, list, read, write, move and delete.
 
 Clients name a file by its absolute path below /workspace or relative to it. picod resolves links, so the check here is
-by the text alone and decides only between "outside" and "not found".
+by the text alone and decides only between "outside" and "not found". Of the whole sandbox's files (`SYSTEM`) paths are
+absolute.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SandboxReply, SessionId
 
 WORKSPACE = "/workspace"
+SYSTEM = "system"  # picod's name for the root of the sandbox's whole file system
 MAX_LISTED = 20_000  # entries of one list
 _PER_PAGE = 5000
 _MAX_PATH_BYTES = 4096
@@ -79,6 +81,8 @@ def inner_path(path: str) -> str:
 
 def absolute_path(inner: str) -> str:
     """The path as clients see it, e.g. /workspace/a for a."""
+    if inner.startswith("/"):
+        return inner  # of the whole sandbox
     return f"{WORKSPACE}/{inner}" if inner else WORKSPACE
 
 
@@ -89,13 +93,16 @@ class WorkspaceFiles:
     SandboxCaller raises.
     """
 
-    def __init__(self, caller: SandboxCaller, session_id: SessionId) -> None:
+    def __init__(self, caller: SandboxCaller, session_id: SessionId, root: str = "workspace") -> None:
         self._caller = caller
         self._session_id = session_id
+        self._root = root
 
     async def stat(self, path: str) -> Entry:
         """Describe a file; of a link, what it leads to."""
-        document = await self._ask("GET", f"/api/fs/stat?path={quote(path or '.', safe='')}&follow=true")
+        document = await self._ask(
+            "GET", f"/api/fs/stat?path={quote(path or '.', safe='')}&follow=true&root={self._root}"
+        )
         return _entry(document, path)
 
     async def list(self, path: str, *, depth: int = 1, most: int = MAX_LISTED) -> list[Entry]:
@@ -104,8 +111,8 @@ class WorkspaceFiles:
         after = ""
         while len(entries) < most:
             limit = min(_PER_PAGE, most - len(entries))
-            target = f"/api/fs/tree?path={quote(path or '.', safe='')}&depth={depth}&limit={limit}&after={after}"
-            page = await self._ask("GET", target)
+            target = f"/api/fs/tree?path={quote(path or '.', safe='')}&depth={depth}&limit={limit}&root={self._root}"
+            page = await self._ask("GET", f"{target}&after={after}")
             listed = objects_of(page, "entries")
             entries += [_entry(each, posixpath.join(path, text_of(each, "path"))) for each in listed]
             after = quote(text_of(page, "next", "")[:8192], safe="")
@@ -117,23 +124,27 @@ class WorkspaceFiles:
         """A whole file. Raises TooLargeError if it has more than `most` bytes."""
         # One byte more than may come, so that of a file of 10 GB no more leaves the sandbox than shows its size.
         reply = await self._caller.call(
-            self._session_id, "GET", target_of(path), headers={"range": f"bytes=0-{most}"}, limit=most + (64 << 10)
+            self._session_id,
+            "GET",
+            target_of(path, self._root),
+            headers={"range": f"bytes=0-{most}"},
+            limit=most + (64 << 10),
         )
         if reply.status == 416:  # of an empty file no byte can be asked for
             return b""
         if reply.status not in (200, 206):
-            await _checked(reply)
+            await checked(reply)
         if len(reply.body) > most:
             raise TooLargeError(f"path: {absolute_path(path)} is larger than {most} bytes")
         return reply.body
 
     async def write(self, path: str, body: bytes | AsyncIterator[bytes]) -> None:
         """Write a file, with the folders that lead to it; the old one is replaced once the new one is whole."""
-        await _checked(
+        await checked(
             await self._caller.call(
                 self._session_id,
                 "PUT",
-                target_of(path),
+                target_of(path, self._root),
                 body=body,
                 timeout=_TRANSFER_TIMEOUT_S,
                 limit=MAX_ANSWER_BYTES,
@@ -144,20 +155,21 @@ class WorkspaceFiles:
         """Make a folder with its parents. False: it was there."""
         if not path:
             return False
-        reply = await self._call("POST", "/api/fs/mkdir", {"path": path, "parents": True})
-        await _checked(reply)
+        reply = await self._call("POST", f"/api/fs/mkdir?root={self._root}", {"path": path, "parents": True})
+        await checked(reply)
         return reply.status == 201
 
     async def move(self, source: str, target: str, *, replace: bool = False) -> None:
         """Rename a file or folder. Raises ConflictError if the target is there; `replace`: a file there is lost."""
-        await self._ask("POST", "/api/fs/move", {"from": source or ".", "to": target or ".", "overwrite": replace})
+        body = {"from": source or ".", "to": target or ".", "overwrite": replace}
+        await self._ask("POST", f"/api/fs/move?root={self._root}", body)
 
     async def delete(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it."""
-        await self._ask("DELETE", f"{target_of(path)}?recursive=true")
+        await self._ask("DELETE", f"{target_of(path, self._root)}&recursive=true")
 
     async def _ask(self, method: str, target: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        return await _checked(await self._call(method, target, body))
+        return await checked(await self._call(method, target, body))
 
     async def _call(self, method: str, target: str, body: Mapping[str, Any] | None = None) -> SandboxReply:
         data = b"" if body is None else orjson.dumps(body)
@@ -166,11 +178,11 @@ class WorkspaceFiles:
         )
 
 
-def target_of(path: str) -> str:
-    """picod's target of a file. Raises BadRequestError for the workspace itself."""
+def target_of(path: str, root: str = "workspace") -> str:
+    """picod's target of a file, with a query. Raises BadRequestError for the workspace itself."""
     if not path:
         raise BadRequestError("path: this is the workspace itself; name a file in it")
-    return f"/api/files/{quote(path)}"
+    return f"/api/files/{quote(path.lstrip('/'))}?root={root}"
 
 
 def _entry(document: Mapping[str, Any], path: str) -> Entry:
@@ -183,7 +195,7 @@ def _entry(document: Mapping[str, Any], path: str) -> Entry:
     )
 
 
-async def _checked(reply: SandboxReply) -> Mapping[str, Any]:
+async def checked(reply: SandboxReply) -> Mapping[str, Any]:
     """picod's document. Raises its error as one of ours."""
     if reply.status < 400:
         return await parse_object(reply.body) if reply.body else {}
@@ -193,7 +205,8 @@ async def _checked(reply: SandboxReply) -> Mapping[str, Any]:
         text = ""
     text = text or f"the sandbox answered {reply.status}"
     errors: Mapping[int, type[WakegateError]] = {
-        403: OutsideWorkspaceError, 404: NotFoundError, 409: ConflictError, 413: TooLargeError, 507: NoSpaceError,
+        403: OutsideWorkspaceError, 404: NotFoundError, 409: ConflictError, 413: TooLargeError,
+        429: ConflictError, 507: NoSpaceError,
     }  # fmt: skip
     if reply.status >= 500 and reply.status != 507:
         raise BadAnswerError(text)

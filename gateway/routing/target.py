@@ -36,6 +36,9 @@ RESERVED_PATHS = frozenset((
     b"/.well-known/oauth-protected-resource", b"/.well-known/oauth-protected-resource/mcp",
 ))  # fmt: skip
 FLAT_AGENTS = b"/api/v1/agents"  # and what is below
+# And what is below: its X-Session-Id names a chat, and no session (api/open_terminal).
+OPEN_TERMINAL = b"/open-terminal"
+_BELOW = (FLAT_AGENTS + b"/", OPEN_TERMINAL + b"/")
 RESERVED_V1 = frozenset((
     b"agent-bundles", b"agent-environments", b"agent-runtime", b"agents", b"autoscaler", b"caller",
     b"code-interpreter", b"console", b"containers", b"events", b"keys", b"namespaces",
@@ -167,7 +170,7 @@ def is_control(raw_path: bytes) -> bool:
     path = b"/" + raw_path.lstrip(b"/") if raw_path.startswith(b"//") else raw_path
     if path.startswith(b"/v1/"):
         return path[4:].partition(b"/")[0] in RESERVED_V1
-    return path in RESERVED_PATHS or path == FLAT_AGENTS or path.startswith(FLAT_AGENTS + b"/")
+    return path in RESERVED_PATHS or path == FLAT_AGENTS or path.startswith(_BELOW)
 
 
 @lru_cache(maxsize=4096)

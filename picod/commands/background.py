@@ -66,6 +66,11 @@ class Process:
         child.exited.add_done_callback(lambda _: self._exited())
 
     @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of its streams of output."""
+        return ("stdout", "stderr") if self._terminal is None else ("pty",)
+
+    @property
     def running(self) -> bool:
         """Whether it has not exited, as far as picod has noticed."""
         return self.ended_ns is None

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from picod.commands.services import CommandServices
 
 _STRUCT = "StartProcessRequest"
-_STREAMS = ("stdout", "stderr")
 _MAX_WAIT_S = 300.0
 _MAX_NAME_CHARS = 200
 
@@ -146,9 +145,9 @@ async def _stdin(services: CommandServices, request: Request, process: Process) 
 async def _logs(services: CommandServices, request: Request, process: Process) -> None:
     """Answer the output that is kept from `?offset=` on; `?stream=` chooses one stream, `?follow=true` sends events."""
     stream = request.query("stream")
-    if stream not in ("", *_STREAMS):
-        raise RequestError(400, f"stream: expected stdout or stderr, not {stream[:40]!r}")
-    streams = (stream,) if stream else _STREAMS
+    if stream not in ("", *process.streams):
+        raise RequestError(400, f"stream: expected {' or '.join(process.streams)}, not {stream[:40]!r}")
+    streams = (stream,) if stream else process.streams
     start = request.header(b"last-event-id") or request.query("offset") or "0"
     if not start.isascii() or not start.isdigit() or len(start) > 18:
         raise RequestError(400, f"offset: expected a number of bytes, not {start[:40]!r}")
@@ -166,7 +165,7 @@ async def _logs(services: CommandServices, request: Request, process: Process) -
 
 
 async def _follow(request: Request, process: Process, streams: tuple[str, ...], offset: int) -> None:
-    """Events stdout and stderr {"text"}, gap {"dropped"} for output that was overwritten, exit {"exit_code", "signal"}.
+    """Events stdout and stderr {"text"}, or pty, gap {"dropped"} for what is lost, exit {"exit_code", "signal"}.
 
     The id of an event is the offset of the byte after it, so that Last-Event-ID continues there.
     """

@@ -28,6 +28,8 @@ LISTS = {
     ("get", "/v1/agents"), ("get", "/api/v1/agents"), ("get", "/v1/agents/{name}/tasks"),
     ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
     ("get", "/jupyter/api/sessions"), ("get", "/jupyter/api/contents"),
+    ("get", "/open-terminal/system"), ("get", "/open-terminal/execute"), ("get", "/open-terminal/files/cwd"),
+    ("get", "/open-terminal/files/list"), ("get", "/open-terminal/files/search"),
     ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
     ("get", "/v1/sandbox/dependencies/refresh"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
     ("get", "/apis/extensions.agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxclaims"),
@@ -49,7 +51,10 @@ MAKES = {
     "/sandboxes",
     "/v2/sandboxes",
 }
-PUBLIC = {"/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json", "/agentscope/health"}
+PUBLIC = {
+    "/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json", "/agentscope/health",
+    "/open-terminal/health", "/open-terminal/api/config", "/open-terminal/openapi.json",
+}  # fmt: skip
 CALL = {"id": "call_1", "type": "function", "function": {"name": "run_python", "arguments": '{"code": "1"}'}}
 BODIES: dict[str, Any] = {
     "/v1/tool_calls": {"tool_calls": [CALL]},

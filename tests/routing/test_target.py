@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from gateway.api.openapi.table import CONTROL
 from gateway.core.errors import BadRequestError
 from gateway.core.model import Kind, RuntimeKey, SessionId
-from gateway.routing.target import FLAT_AGENTS, RESERVED_PATHS, RESERVED_V1, NotProxied, Target, is_control, parse
+from gateway.routing.target import (
+    FLAT_AGENTS,
+    OPEN_TERMINAL,
+    RESERVED_PATHS,
+    RESERVED_V1,
+    NotProxied,
+    Target,
+    is_control,
+    parse,
+)
 
 PLANE = b"/v1/namespaces/default/code-interpreters/my-interpreter/invocations"
 WIRE = st.binary(max_size=400)
@@ -95,7 +104,7 @@ def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
         if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter")
     }
     assert all(is_control(path) and is_control(b"/" + path) for path in paths)
-    flat = {path for path in paths if path.startswith(FLAT_AGENTS)}
+    flat = {path for path in paths if path.startswith((FLAT_AGENTS, OPEN_TERMINAL))}
     assert {path for path in paths - flat if not path.startswith(b"/v1/")} == RESERVED_PATHS
     assert {path.split(b"/")[2] for path in paths if path.startswith(b"/v1/")} | {b"namespaces"} == RESERVED_V1
 
@@ -103,7 +112,7 @@ def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
 @pytest.mark.parametrize(
     "path",
     [b"/v1/chat/completions", b"/v1/models", b"/v1", b"/v1/", b"/v1/sessionsx", b"//x", b"//", b"//v1/chat",
-     b"/api/execute", b"/api/v1/agentsx", b"/x//v1/sessions"],
+     b"/api/execute", b"/api/v1/agentsx", b"/open-terminalx", b"/x//v1/sessions"],
 )  # fmt: skip
 def test_parse_leaves_all_other_names_to_the_sandbox(path: bytes) -> None:
     """Where a session or a runtime is named, whatever the path looks like; it goes on as it came."""

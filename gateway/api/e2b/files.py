@@ -18,10 +18,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.e2b.answers import error_answer
-from gateway.api.e2b.paths import FilePath, PathError, resolve
 from gateway.api.e2b.sandbox import SandboxClient, error_text, read_error
 from gateway.api.http import JSON, chunks_of, read_chunks
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, parse_object
+from gateway.api.sandbox_paths import FilePath, PathError, resolve
 from gateway.core.errors import BadRequestError, TooLargeError
 
 MAX_UPLOAD_BYTES = 5 << 30

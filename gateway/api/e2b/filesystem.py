@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.api.e2b.connect import ConnectError, number_of, text_of
-from gateway.api.e2b.paths import FilePath, PathError, resolve
 from gateway.api.e2b.sandbox import SandboxClient, error_text
 from gateway.api.sandbox_json import count_of, objects_of
 from gateway.api.sandbox_json import text_of as answer_text
+from gateway.api.sandbox_paths import FilePath, PathError, resolve
 
 Message = Mapping[str, Any]
 

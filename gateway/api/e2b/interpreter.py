@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.e2b.paths import HOME
 from gateway.api.e2b.processes import with_pauses
 from gateway.api.e2b.sandbox import SandboxClient, error_text, read_error
 from gateway.api.http import JSON, read_object
 from gateway.api.sandbox_json import objects_of, text_of
+from gateway.api.sandbox_paths import HOME
 from gateway.api.tools.run_events import read_events
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, WakegateError, public_message

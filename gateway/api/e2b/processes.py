@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 
 from gateway.api.e2b.connect import ConnectError, bytes_of, number_of, object_of, text_of
-from gateway.api.e2b.paths import HOME, PathError, resolve
 from gateway.api.e2b.sandbox import SandboxClient, read_error
 from gateway.api.sandbox_json import BadAnswerError, count_of, objects_of
 from gateway.api.sandbox_json import text_of as answer_text
+from gateway.api.sandbox_paths import HOME, PathError, resolve
 from gateway.api.tools.run_events import read_events
 from gateway.core.errors import UpstreamBrokenError
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from gateway.api.e2b.connect import ConnectError, text_of
 from gateway.api.e2b.filesystem import path_of
-from gateway.api.e2b.paths import FilePath
 from gateway.api.e2b.processes import with_pauses
 from gateway.api.e2b.sandbox import SandboxClient, read_error
 from gateway.api.sandbox_json import text_of as answer_text
+from gateway.api.sandbox_paths import FilePath
 from gateway.api.tools.run_events import read_events
 from gateway.core.background import Tasks
 from gateway.core.errors import WakegateError

@@ -438,6 +438,7 @@ SCHEMAS: dict[str, Schema] = {
     "AgentScopeArguments": {"type": "object"},
     "AgentScopeAnswer": {"type": "object", "required": ["data"]},
     "AgentScopeError": obj("detail", detail=TEXT),
+    "OpenTerminalError": obj("detail error", detail=TEXT, error=TEXT),
     "AgentSandboxError": obj("detail message", detail=TEXT, message=TEXT),
     "KubernetesStatus": obj(
         "kind status message reason code",

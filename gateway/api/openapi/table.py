@@ -12,6 +12,7 @@ from gateway.api.openapi.common import RUNTIME, SESSION, ok
 from gateway.api.openapi.compatible import AGENT_SANDBOX, AGENTCUBE, AGENTSCOPE, CONTAINERS, DIFY, E2B, JUPYTER
 from gateway.api.openapi.document import Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
+from gateway.api.openapi.terminal import OPEN_TERMINAL
 from gateway.core.model import Kind
 
 _TEXT = {"type": "string"}
@@ -333,6 +334,7 @@ CONTROL: Mapping[str, Operation] = {
     **AGENTCUBE,
     **E2B,
     **DIFY,
+    **OPEN_TERMINAL,
     **AGENTSCOPE,
     **JUPYTER,
     **AGENT_SANDBOX,

@@ -15,9 +15,9 @@ from gateway.api.e2b.access_tokens import AccessTokens
 from gateway.api.e2b.connect import MAX_MESSAGE_BYTES, ConnectError, Envelopes, bytes_of, envelope, number_of
 from gateway.api.e2b.filesystem import mode_bits
 from gateway.api.e2b.interpreter import render_result
-from gateway.api.e2b.paths import PathError, resolve
 from gateway.api.e2b.processes import read_keepalive
 from gateway.api.e2b.sandbox_requests import read_metadata_filter
+from gateway.api.sandbox_paths import PathError, resolve
 from gateway.core.errors import BadRequestError, UnavailableError
 from gateway.identity.shared_secret import SharedSecret
 

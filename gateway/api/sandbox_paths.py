@@ -1,7 +1,7 @@
-"""How E2B names files, as paths of picod's API. Pure.
+"""How E2B's and Open Terminal's clients name files of a whole sandbox, as paths of picod's API. Pure.
 
-E2B's home is /home/user, and relative paths begin there. Here that folder is the session's workspace under another
-name, so what is in it is reached as the workspace, which hibernates; anything else as the sandbox's whole file system.
+Their home is /home/user. Here that folder is the session's workspace under another name, so what is in it is reached as
+the workspace, which hibernates; anything else as the sandbox's whole file system.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class FilePath:
         return posixpath.basename(self.absolute) or "/"
 
 
-def resolve(path: str) -> FilePath:
-    """The file that a client names. Raises PathError."""
+def resolve(path: str, base: str = HOME) -> FilePath:
+    """The file that a client names, by an absolute path or relative to `base`. Raises PathError."""
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
@@ -53,7 +53,7 @@ def resolve(path: str) -> FilePath:
         raise PathError(f"path: expected at most {MAX_PATH_BYTES} bytes, without NUL")
     if path == "~" or path.startswith("~/"):
         path = HOME + path[1:]
-    absolute = posixpath.normpath(posixpath.join(HOME, path))
+    absolute = posixpath.normpath(posixpath.join(base, path))
     absolute = "/" + absolute.lstrip("/")  # normpath keeps two slashes in front, as POSIX allows
     # By the text alone, links are not followed: picod resolves them below the root that is named here.
     for folder in _WORKSPACES:
