@@ -52,6 +52,8 @@ from gateway.api.open_terminal.files import FilesAPI
 from gateway.api.open_terminal.processes import ProcessesAPI
 from gateway.api.open_terminal.search import SearchAPI
 from gateway.api.open_terminal.server import ServerAPI
+from gateway.api.open_terminal.shells import ShellsAPI
+from gateway.api.open_terminal.socket import TerminalSocket
 from gateway.api.openai.containers import ContainersAPI
 from gateway.api.openai.files import ContainerFilesAPI
 from gateway.api.openai.tool_calls import ToolsAPI
@@ -145,6 +147,7 @@ class Surfaces:
             e2b=self._e2b,
             agent_sandbox=AgentSandboxRouter(lifecycle, parts.caller),
             channels=Channels(lifecycle, parts.caller, clock),
+            terminals=TerminalSocket(lifecycle, parts.caller),
             challenge=self._resource_metadata.challenge,
         )
 
@@ -225,6 +228,7 @@ class Surfaces:
             **ProcessesAPI(chats, parts.caller).handlers(),
             **FilesAPI(chats, parts.caller).handlers(),
             **SearchAPI(chats, parts.caller).handlers(),
+            **ShellsAPI(chats, parts.caller, parts.clock).handlers(),
             **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
             **ContentsAPI(lifecycle, store, parts.caller).handlers(),

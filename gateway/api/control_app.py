@@ -17,6 +17,7 @@ from gateway.api.agent_sandbox.router import AgentSandboxRouter
 from gateway.api.e2b.router import E2BRouter
 from gateway.api.errors import error_response
 from gateway.api.jupyter.channels import Channels
+from gateway.api.open_terminal.socket import TerminalSocket
 from gateway.api.relay import is_relayed
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.identity import Identity
@@ -44,6 +45,7 @@ class ControlApp:
         e2b: E2BRouter | None = None,
         agent_sandbox: AgentSandboxRouter | None = None,
         channels: Channels | None = None,
+        terminals: TerminalSocket | None = None,
         challenge: Challenge = lambda scope: None,
     ) -> None:
         """`body_idle`: idle timeout in seconds while a request's body is read.
@@ -64,6 +66,7 @@ class ControlApp:
         self._e2b = e2b
         self._agent_sandbox = agent_sandbox
         self._channels = channels
+        self._terminals = terminals
         self._challenge = challenge
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -72,7 +75,9 @@ class ControlApp:
         if path != scope["path"]:
             scope = {**scope, "path": path}
         if scope["type"] == "websocket":
-            if self._channels is not None:
+            if self._terminals is not None and self._terminals.takes(scope):
+                await self._terminals(scope, receive, send)
+            elif self._channels is not None:
                 await self._channels(scope, receive, send)
             return
         answer = _Answer(scope, send, self._acknowledge, self._challenge)

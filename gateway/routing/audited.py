@@ -36,6 +36,7 @@ _ACTIONS: tuple[tuple[bytes, str], ...] = (
     (b"/api/archive", "file.write"),
     (b"/jupyter/", "code.run"),  # a kernel's channels
     (b"/api/kernels", "code.run"),
+    (b"/open-terminal/", "terminal.open"),  # a terminal's WebSocket
 )
 _FILES = frozenset(("file.write",))
 

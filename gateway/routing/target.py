@@ -162,6 +162,11 @@ def is_jupyter(raw_path: bytes) -> bool:
     return raw_path.startswith(_JUPYTER)
 
 
+def is_terminal_socket(raw_path: bytes) -> bool:
+    """Whether a WebSocket is a terminal of Open Terminal's, whose first message has its key."""
+    return raw_path.startswith(OPEN_TERMINAL + b"/api/terminals/")
+
+
 def is_control(raw_path: bytes) -> bool:
     """Whether a path is one of the gateway's own names, also when a session header is there.
 

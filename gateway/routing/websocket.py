@@ -7,6 +7,7 @@ messages on, and `websocket_close` says how it ended.
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from gateway.core.clock import Clock
 from gateway.core.errors import NotFoundError, UpstreamConnectError, WakegateError
-from gateway.core.identity import Identity, act_as, current
+from gateway.core.identity import NOBODY, Identity, act_as, current
 from gateway.core.model import SessionId
 from gateway.core.request_headers import note_headers
 from gateway.identity.scope import require_use
@@ -39,7 +40,7 @@ from gateway.routing.responses import (
     session_fields,
 )
 from gateway.routing.route import Route
-from gateway.routing.target import NotProxied, Target, is_jupyter
+from gateway.routing.target import NotProxied, Target, is_jupyter, is_terminal_socket
 from gateway.routing.websocket_answers import accepted, pass_refusal, refuse
 from gateway.routing.websocket_dial import dial
 from gateway.routing.websocket_relay import relay
@@ -102,9 +103,11 @@ class WebSocketProxy:
         try:
             if isinstance(target, WakegateError):
                 raise target
-            if target is NotProxied.CONTROL and self._control is not None and is_jupyter(raw_path(scope)):
-                await self._serve_control(self._control, client)
-                return
+            if target is NotProxied.CONTROL and self._control is not None:
+                path = raw_path(scope)
+                if is_jupyter(path) or is_terminal_socket(path):
+                    await self._serve_control(self._control, client)
+                    return
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
@@ -141,12 +144,17 @@ class WebSocketProxy:
     async def _serve_control(self, control: ASGIApp, client: _Client) -> None:
         """Hand a conversation to the control surfaces, and note how it was answered."""
         scope, record = client.scope, client.record
-        act_as(await self._identify(client))
+        path = raw_path(scope)
+        if client.incoming.request.credential is None and is_terminal_socket(path):
+            act_as(NOBODY)
+            scope.setdefault("state", {})["authenticate"] = functools.partial(self._admit, client)
+        else:
+            act_as(await self._identify(client))
         note_headers(scope["headers"])
         if record is not None:
-            record.path = raw_path(scope)
-            named = record.path.rsplit(b"/", 2)  # .../kernels/ID/channels
-            record.saw(SessionId(named[1][:128].decode("latin-1")) if len(named) == 3 else None, None, None)
+            record.path = path
+            session = _session_in(path)
+            record.saw(SessionId(session[:128].decode("latin-1")) if session else None, None, None)
 
         async def noting(message: Any) -> None:
             if record is not None and message["type"] == "websocket.accept":
@@ -156,6 +164,11 @@ class WebSocketProxy:
             await client.send(message)
 
         await control(scope, client.receive, noting)
+
+    async def _admit(self, client: _Client, token: str) -> None:
+        """Go on as who a token names that came in a message. Raises UnauthorizedError, LimitError."""
+        client.incoming.request.credential = token.encode("utf-8", "replace")
+        act_as(await self._identify(client))
 
     async def _attempt(self, client: _Client, target: Target, reservation: Reservation, *, last: bool = False) -> bool:
         """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
@@ -227,3 +240,11 @@ async def _dial(client: _Client, route: Route, target: Target) -> ClientConnecti
         target = replace(target, path=peer_path(client.scope, target))
         lines = [*lines, next_hop(request, route.peer.sign(current(), "GET", target.path))]
     return await dial(client.scope, route, target, request, lines)
+
+
+def _session_in(path: bytes) -> bytes:
+    """The session that the path of a control surface's WebSocket names; empty if it names none."""
+    if is_terminal_socket(path):
+        return path.rpartition(b"/")[2].rpartition(b".")[0]
+    named = path.rsplit(b"/", 2)  # .../kernels/ID/channels
+    return named[1] if len(named) == 3 else b""

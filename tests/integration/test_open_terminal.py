@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as sync_connect
 
 from tests.support.keyed import make_key, serve_with_keys
 from tests.support.serve import Server
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +228,87 @@ def test_bad_input_is_refused_by_name(
 def test_name_of_a_chat_that_is_too_long_is_refused(server: Server, key: str) -> None:
     """Before anything is looked up by it."""
     assert "x-session-id" in Chat(server, key, "c" * 257).get("/files/cwd", 400)["detail"]
+
+
+@contextmanager
+def connect(
+    server: Server, terminal: str, first: str, headers: dict[str, str] | None = None
+) -> Iterator[ClientConnection]:
+    """What Open WebUI does: no key in the handshake, but in the first message."""
+    address = server.url.replace("http", "ws") + f"/open-terminal/api/terminals/{terminal}?user_id=ada"
+    with sync_connect(address, additional_headers=headers, proxy=None, open_timeout=LIMIT_S) as socket:
+        socket.send(first)
+        yield socket
+
+
+def auth(key: str) -> str:
+    return json.dumps({"type": "auth", "token": key})
+
+
+def read_until(socket: ClientConnection, wanted: bytes) -> bytes:
+    printed = b""
+    while wanted not in printed:
+        message = socket.recv(LIMIT_S)
+        assert isinstance(message, bytes)
+        printed += message
+    return printed
+
+
+def closed(socket: ClientConnection) -> int:
+    """The code that a connection is closed with, after whatever was printed."""
+    try:
+        while True:
+            socket.recv(LIMIT_S)
+    except ConnectionClosed as end:
+        return end.rcvd.code if end.rcvd is not None else 0
+
+
+def test_users_terminal_is_typed_into_resized_and_ends_with_its_connection(server: Server, key: str) -> None:
+    """As the browser's terminal does; a model reads and types into the same one."""
+    chat = Chat(server, key, "chat-shell")
+    chat.post("/files/cwd", {"path": "/tmp"})
+    made = chat.post("/api/terminals", None)["id"]
+    assert chat.get("/api/terminals") == []  # its connection starts it
+    with connect(server, made, auth(key)) as socket:
+        socket.send(b"stty size; pwd\n")
+        assert b"24 80\r\n/tmp\r\n" in read_until(socket, b"/tmp\r\n")
+        socket.send(json.dumps({"type": "resize", "cols": 100, "rows": 30}))
+        for unknown in ("{", "[]", json.dumps({"type": "resize", "cols": 0, "rows": 1e9}), json.dumps({"type": "x"})):
+            socket.send(unknown)
+        socket.send(b"stty size\n")
+        read_until(socket, b"30 100\r\n")
+        assert [each["id"] for each in chat.get("/api/terminals")] == [made]
+        assert chat.get(f"/api/terminals/{made}")["pid"] > 0
+        assert "30 100" in chat.get("/api/terminals/user/output")["output"]
+        chat.post("/api/terminals/user/input", {"input": "echo by $((6 * 7))\n"})
+        read_until(socket, b"by 42\r\n")
+    wait_until(lambda: chat.get("/api/terminals") == [], "the shell to end with its connection")
+    assert chat.get("/api/terminals/user/output", 404)["detail"] == "No connected user shell"
+    with connect(server, chat.post("/api/terminals", None)["id"], auth(key)) as socket:
+        socket.send(b"exit\n")
+        assert closed(socket) == 1000
+
+
+def test_terminal_of_another_user_chat_or_tenant_is_not_there(server: Server, key: str) -> None:
+    """A wrong key is 4001, any other terminal than the chat's own 4004, and none of them starts a shell."""
+    chat = Chat(server, key, "chat-shell")
+    made = chat.post("/api/terminals", None)["id"]
+    other = make_key(server, "other")
+    mine = {"authorization": f"Bearer {key}"}
+    native = server.client.post("/v1/sessions", json={}, headers=mine).json()["id"]
+    for terminal, token, headers, code in (
+        (made, "wk_wrong", {}, 4001),
+        (made, other, {}, 4004),
+        (made, key, {"x-user-id": "bob"}, 4004),
+        (made, key, {"x-user-id": "ada", "x-session-id": "chat-1"}, 4004),
+        (made[:-1] + "/", key, {}, 4004),
+        ("nothing.00000000", key, {}, 4004),
+        (native + ".00000000", key, {}, 4004),
+    ):
+        with connect(server, terminal, auth(token), headers) as socket:
+            assert closed(socket) == code, (terminal, headers)
+    for first in ("hello", "[]", json.dumps({"type": "auth", "token": 1}), json.dumps({"token": key})):
+        with connect(server, made, first) as socket:
+            assert closed(socket) == 4001
+    assert chat.get("/api/terminals") == []
+    assert chat.get(f"/api/terminals/{made}", 404)["error"] == "Session not found"

@@ -161,6 +161,15 @@ _TOOLS = (
         ("show_hidden", _FLAG, "Whether names that begin with a dot are found too."),
         optional="path type limit show_hidden",
     ),
+    _tool(
+        "get", "/api/terminals/user/output", "read_user_terminal",
+        "Read what the user's own open terminal shows. Look before you type: a program may run in it.",
+    ),
+    _tool(
+        "post", "/api/terminals/user/input", "send_user_terminal_input",
+        "Type into the user's own open terminal, with real line feeds. The answer does not wait for what comes of it.",
+        body=(("input", _TEXT, "What to type."),),
+    ),
 )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class ProcessesAPI:
         )
         async with stream as (reply, chunks):
             if reply.status != 200:
-                await checked(replace(reply, body=await _read(chunks)))
+                await checked(replace(reply, body=await read_error(chunks)))
             events = read_events(chunks)
             name, started, _ = await anext(events, ("", {}, 0))
             if name != "start":
@@ -259,7 +259,8 @@ def _unescaped(typed: str) -> str:
         return typed
 
 
-async def _read(chunks: AsyncIterator[bytes]) -> bytes:
+async def read_error(chunks: AsyncIterator[bytes]) -> bytes:
+    """The body of an error, bounded: its sender may be hostile."""
     body = bytearray()
     async for chunk in chunks:
         body += chunk

@@ -9,7 +9,7 @@ from gateway.api.errors import Handler
 from gateway.api.http import JSON
 from gateway.api.open_terminal import description
 
-_FEATURES = {"terminal": False, "notebooks": False, "system": True}
+_FEATURES = {"terminal": True, "notebooks": False, "system": True}
 
 
 class ServerAPI:

@@ -69,6 +69,15 @@ OPEN_TERMINAL: Mapping[str, Operation] = {
     "open_terminal_kill_process":
         _of_chat("DELETE", "/execute/{process_id}", "End a command.", _OBJECT,
                  Parameter("force", "By SIGKILL.", _FLAG)),
+    "open_terminal_create_terminal":
+        _of_chat("POST", "/api/terminals", "An id for the user's own terminal, which its WebSocket opens.", _OBJECT),
+    "open_terminal_list_terminals": _of_chat("GET", "/api/terminals", "The chat's open terminals.", _LIST),
+    "open_terminal_get_terminal": _of_chat("GET", "/api/terminals/{terminal_id}", "An open terminal.", _OBJECT),
+    "open_terminal_delete_terminal": _of_chat("DELETE", "/api/terminals/{terminal_id}", "End it.", _OBJECT),
+    "open_terminal_read_user_terminal":
+        _of_chat("GET", "/api/terminals/user/output", "What the user's terminal shows.", _OBJECT),
+    "open_terminal_send_user_terminal_input":
+        _of_chat("POST", "/api/terminals/user/input", "Type into it.", _OBJECT, body=_body("input")),
     "open_terminal_get_cwd": _of_chat("GET", "/files/cwd", "The chat's working directory.", _OBJECT),
     "open_terminal_set_cwd": _of_chat("POST", "/files/cwd", "Change it.", _OBJECT, body=_body("path")),
     "open_terminal_list_files":
