@@ -40,6 +40,9 @@ from gateway.api.jupyter.channels import Channels
 from gateway.api.jupyter.contents import ContentsAPI
 from gateway.api.jupyter.kernels import KernelsAPI
 from gateway.api.keys import KeysAPI
+from gateway.api.librechat import files as librechat_files
+from gateway.api.librechat.runs import RunsAPI
+from gateway.api.librechat.storage import Storage
 from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
 from gateway.api.mcp.sessions import MCPSessions
@@ -216,14 +219,18 @@ class Surfaces:
         }
 
     def _compatible(self, settings: Settings, parts: SurfaceParts) -> Handlers:
-        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, AgentScope, E2B, Open Terminal."""
+        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, AgentScope, E2B, Open Terminal,
+        LibreChat."""
         lifecycle, store, catalog = parts.lifecycle, parts.store, parts.catalog
         sandboxes = SandboxesAPI(
             lifecycle, parts.hibernator, store, catalog, self._access_tokens, parts.clock, domain=settings.domain
         )
+        storage = Storage(lifecycle, catalog, parts.caller)
         chats = Chats(lifecycle, store, catalog, parts.clock)
         return {
             **AgentCubeAPI(lifecycle).handlers(),
+            **RunsAPI(storage, parts.caller).handlers(),
+            **librechat_files.FilesAPI(storage, parts.caller).handlers(),
             **ServerAPI().handlers(),
             **ProcessesAPI(chats, parts.caller).handlers(),
             **FilesAPI(chats, parts.caller).handlers(),

@@ -101,7 +101,7 @@ def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
     paths = {
         each.path.encode()
         for each in CONTROL.values()
-        if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter")
+        if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter", "librechat")
     }
     assert all(is_control(path) and is_control(b"/" + path) for path in paths)
     flat = {path for path in paths if path.startswith((FLAT_AGENTS, OPEN_TERMINAL))}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from gateway.api.openapi.common import RUNTIME, SESSION, ok
 from gateway.api.openapi.compatible import AGENT_SANDBOX, AGENTCUBE, AGENTSCOPE, CONTAINERS, DIFY, E2B, JUPYTER
 from gateway.api.openapi.document import Answer, Operation, Parameter
+from gateway.api.openapi.librechat import LIBRECHAT
 from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
 from gateway.api.openapi.terminal import OPEN_TERMINAL
 from gateway.core.model import Kind
@@ -335,6 +336,7 @@ CONTROL: Mapping[str, Operation] = {
     **E2B,
     **DIFY,
     **OPEN_TERMINAL,
+    **LIBRECHAT,
     **AGENTSCOPE,
     **JUPYTER,
     **AGENT_SANDBOX,

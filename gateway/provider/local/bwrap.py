@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.core.model import Limits
 
 WORKSPACE = "/workspace"
+DATA_ALIAS = "/mnt/data"  # a link to it, where models that were trained on code interpreters look for files
 HOME_ALIAS = "/home/user"  # the same folder under the name that clients of E2B expect
 MATPLOTLIB = "/tmp/.matplotlib"  # its settings and font cache, kept out of the workspace  # noqa: S108
 KEYS_FOLDER = "/run/wakegate/keys"
@@ -185,6 +186,8 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     # A second mount and not a symlink: the working directory of a program that starts there is then /home/user.
     workspace = reached(config.workspace, config.shown)
     args += ["--bind", workspace, WORKSPACE, "--bind", workspace, HOME_ALIAS]
+    if not any(_within(each, DATA_ALIAS) or _within(DATA_ALIAS, each) for each in config.readonly):
+        args += ["--dir", "/mnt", "--symlink", WORKSPACE, DATA_ALIAS]
     # bwrap's own root and /dev are tmpfs without a size limit: code that could write there could fill the memory.
     # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
     # the sandbox for their owner although it has no capability: it could set kernel.core_pattern, and so run a program
