@@ -57,11 +57,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def add_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
-    """Add a flag per setting (or for those of `only`), and --config.
+    """Add a flag per setting (or for those of `only`), --config and --agentscope-env.
 
     Values stay text: `load` parses all sources and reports all errors.
     """
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
+    parser.add_argument(
+        "--agentscope-env", metavar="FILE",
+        help="env file of AgentScope Runtime's sandbox server, as settings (also WAKEGATE_AGENTSCOPE_ENV)",
+    )  # fmt: skip
     known = {setting.name: setting for setting in fields(Settings)}
     for title, names in GROUPS.items():
         wanted = [name for name in names if only is None or name in only]

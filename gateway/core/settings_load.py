@@ -1,4 +1,5 @@
-"""Loading the settings: flags win over WAKEGATE_* variables, those over the TOML file. All problems at once.
+"""Loading the settings: flags win over WAKEGATE_* variables, those over the TOML file, and that over an env file of
+AgentScope's. All problems at once.
 
 A gateway that stops at the first wrong setting makes its operator restart it once for each; so a value that cannot be
 parsed is noted with where it came from, and the next one is read.
@@ -14,6 +15,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from gateway.core.agentscope_env import agentscope_values
 from gateway.core.errors import SettingsError
 from gateway.core.settings import ENV_PREFIX, Settings, default_state_dir
 from gateway.core.units import parse_duration, parse_quantity, readable_size
@@ -21,7 +23,7 @@ from gateway.core.units import parse_duration, parse_quantity, readable_size
 _MAX_NUMBER = 1e9  # also of seconds: 31 years
 _MAX_SIZE_BYTES = 2.0**50
 # Variables of the scripts, and of the commands that use a gateway: whoever has them set may also serve one.
-_NO_SETTINGS = frozenset(("CONFIG", "PYTHON", "URL", "API_KEY", "CONTEXT", "CA"))
+_NO_SETTINGS = frozenset(("CONFIG", "AGENTSCOPE_ENV", "PYTHON", "URL", "API_KEY", "CONTEXT", "CA"))
 
 
 def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -53,7 +55,11 @@ def origins(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[st
 def _sources(
     arguments: Mapping[str, Any], environ: Mapping[str, str], known: Mapping[str, Field[Any]], problems: list[str]
 ) -> dict[str, tuple[str, Any]]:
-    sources = _file_values(arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG"), known, problems)
+    env_file = arguments.get("agentscope_env") or environ.get(ENV_PREFIX + "AGENTSCOPE_ENV")
+    sources: dict[str, tuple[str, Any]] = {}
+    if env_file:
+        sources |= agentscope_values(env_file, problems)
+    sources |= _file_values(arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG"), known, problems)
     sources |= _environment_values(environ, known, problems)
     for name in known:
         if arguments.get(name) is not None:

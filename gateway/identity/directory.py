@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gateway.core.agentscope_env import parse_env
 from gateway.core.clock import Clock
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import BadRequestError, NotFoundError, SettingsError, StaleWriteError, WakegateError
@@ -228,7 +229,7 @@ class KeyDirectory:
 def read_admin_key(path: Path) -> tuple[str, os.stat_result]:
     """The key in --admin-key-file, and the file's state. Raises SettingsError with what is wrong. Blocks."""
     try:
-        text = path.read_text().strip()
+        text = _key_in(path.read_text().strip())
         stat = path.stat()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError([f"--admin-key-file {path}: {error}"]) from error
@@ -236,6 +237,11 @@ def read_admin_key(path: Path) -> tuple[str, os.stat_result]:
         expected = f"one line of at least {_MIN_BOOTSTRAP_CHARS} ASCII characters, e.g. from: openssl rand -hex 32"
         raise SettingsError([f"--admin-key-file {path}: expected {expected}"])
     return text, stat
+
+
+def _key_in(text: str) -> str:
+    """The key: the file's one line or, in an env file of AgentScope's, its BEARER_TOKEN."""
+    return parse_env(text, lambda _, __: None).get("BEARER_TOKEN") or text
 
 
 def _identity_of(stat: os.stat_result) -> tuple[int, int, int]:
