@@ -11,8 +11,9 @@ import codecs
 import itertools
 import os
 import time
+from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from picod.commands.pending_events import Clear, PendingEvents, Result, Text
@@ -49,14 +50,15 @@ class Source(Protocol):
 
 
 class LiveRun:
-    """One run and its events: start, stdout, stderr, result, clear, error, exit. A Listener of kernel.py.
+    """One run and its events: start, stdout, stderr, result, clear, comm, error, exit. A Listener of kernel.py.
 
     Event ids are RUN:NUMBER, numbers count from 1 without gaps. `stop` is called to end the run early, with the reason.
     """
 
-    def __init__(self, stop: Callable[[str], None], *, background: bool) -> None:
+    def __init__(self, stop: Callable[[str], None], *, background: bool, comms: bool = False) -> None:
         self.id = os.urandom(8).hex()
         self.background = background
+        self._comms = comms
         self.started_at = time.time()
         self.ended_at: float | None = None
         self.kept = 0  # bytes
@@ -118,6 +120,14 @@ class LiveRun:
         """Add a `clear` event: the code removes its results so far."""
         self._pending.add_clear(wait=wait)
         self._flush_soon()
+
+    def comm(self, kind: str, content: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
+        """Add a `comm` event, if the run's client asked for those: a message to a widget's front end."""
+        if not self._comms:
+            return
+        self._flush()  # what was printed before it comes before it
+        event = {"type": kind, "content": content, "buffers": [b64encode(each).decode() for each in buffers]}
+        self._add(b"comm", to_json(event))
 
     def end(self, fields: Mapping[str, object]) -> None:
         """Add the last events: `error` if `fields` has one, and `exit` with the other fields."""

@@ -12,7 +12,7 @@ from picod.commands.live_run import LiveRun
 from picod.commands.runs import serve
 from picod.commands.stop import Stop
 from picod.compat.go_format import DurationError, parse_duration
-from picod.http.json_fields import missing, parse_object, text_field, wrong_type
+from picod.http.json_fields import flag_field, missing, parse_object, text_field, wrong_type
 from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError
 from picod.interpreter.contexts import Context, Outcome
 from picod.interpreter.kernel import KernelError
@@ -46,6 +46,8 @@ def parse_code(fields: dict[str, Any]) -> CodeSpec:
         text_field(fields, _STRUCT, "context_id") or "",
         seconds_field(fields, _STRUCT, DEFAULT_TIMEOUT_S),
         read_env(fields, _STRUCT),
+        flag_field(fields, _STRUCT, "silent", default=False),
+        flag_field(fields, _STRUCT, "comms", default=False),
     )
 
 
@@ -105,7 +107,7 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
 
 async def _collect(context: Context, spec: CodeSpec, collected: Collected, stop: Stop) -> Outcome:
     try:
-        return await context.run(spec.code, spec.timeout, collected, stop, spec.env)
+        return await context.run(spec.code, spec.timeout, collected, stop, spec.env, silent=spec.silent)
     finally:
         await collected.finish()
 
@@ -114,13 +116,13 @@ async def _stream(
     services: InterpreterServices, request: Request, spec: CodeSpec, context: Context, *, background: bool
 ) -> None:
     stop = Stop()
-    run = LiveRun(stop.ask, background=background)
+    run = LiveRun(stop.ask, background=background, comms=spec.comms)
     services.commands.runs.add(run)
     run.begin(context_id=context.id)
 
     async def work() -> None:
         try:
-            outcome = await context.run(spec.code, spec.timeout, run, stop, spec.env)
+            outcome = await context.run(spec.code, spec.timeout, run, stop, spec.env, silent=spec.silent)
             run.end({**outcome.fields(), "context_id": context.id})
         except KernelError as error:
             run.end({"error": {"name": "ContextError", "value": str(error), "traceback": []}, "context_id": context.id})

@@ -78,7 +78,9 @@ class BashContext(Context):
         if self._around.find("bash") is None:
             raise KernelError("there is no bash in this sandbox")
 
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
+    async def _run(
+        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str], silent: bool
+    ) -> Outcome:
         code_file = f"{self.state_file}.code"
         try:
             _write(code_file, code)

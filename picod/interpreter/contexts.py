@@ -108,11 +108,19 @@ class Context(ABC):
         }
 
     async def run(
-        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str] | None = None
+        self,
+        code: str,
+        timeout: float,
+        listener: Listener,
+        stop: Stop,
+        env: Mapping[str, str] | None = None,
+        *,
+        silent: bool = False,
     ) -> Outcome:
         """Run `code` after the runs queued before it. `timeout` is in seconds, without the wait.
 
-        `env`: variables of its environment during this run. Raises KernelError.
+        `env`: variables of its environment during this run. `silent`: a Python context keeps it out of its history and
+        of its count. Raises KernelError.
         """
         self.waiting += 1
         try:
@@ -129,7 +137,7 @@ class Context(ABC):
             restored = await self._load_kept()
             notice, self._notice = self._notice, ""
             started = time.monotonic()
-            outcome = await self._run(code, timeout, listener, stop, env or {})
+            outcome = await self._run(code, timeout, listener, stop, env or {}, silent)
             if outcome.execution_count is not None:
                 self.execution_count = outcome.execution_count
             return replace(outcome, duration=time.monotonic() - started, notice=notice, restored=restored)
@@ -223,7 +231,9 @@ class Context(ABC):
         """Start the process if there is none. Raises KernelError."""
 
     @abstractmethod
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
+    async def _run(
+        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str], silent: bool
+    ) -> Outcome:
         """Run `code` in the prepared process; no other run is active."""
 
     @abstractmethod

@@ -34,6 +34,7 @@ class Message:
     kind: str
     parent: str  # msg_id of the request that it belongs to, or empty
     content: dict[str, Any] | None
+    buffers: tuple[bytes, ...] = ()  # raw data that belongs to the content
 
 
 def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent: bool, expressions: Any) -> list[bytes]:
@@ -78,7 +79,9 @@ def read_message(key: bytes, frames: Sequence[bytes], *, cut: bool) -> Message:
     kind, about = header.get("msg_type"), parent.get("msg_id", "")
     if not isinstance(kind, str) or not isinstance(about, str):
         raise MessageError("a malformed header")
-    return Message(kind, about, None if cut else _object(parts[3]))
+    # Behind the signed parts; how many and how large they are, the connection bounds (zmtp.py).
+    buffers = () if cut else tuple(frames[start + 5 :])
+    return Message(kind, about, None if cut else _object(parts[3]), buffers)
 
 
 def sign(key: bytes, parts: Sequence[bytes]) -> bytes:

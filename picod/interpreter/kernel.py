@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,9 @@ class Listener(Protocol):
 
     def clear(self, *, wait: bool) -> None:
         """The code has cleared its results; with `wait` they stay until the next result."""
+
+    def comm(self, kind: str, content: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
+        """A message of a comm, by which widgets talk to their front end: comm_open, comm_msg or comm_close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +141,18 @@ class Kernel:
         return not (self.child.exited.done() or self._shell.closed.done() or self._iopub.closed.done())
 
     async def run(
-        self, code: str, listener: Listener | None, *, expressions: Mapping[str, str] | None = None
+        self,
+        code: str,
+        listener: Listener | None,
+        *,
+        expressions: Mapping[str, str] | None = None,
+        silent: bool = False,
     ) -> Reply | None:
-        """Run code to its end; None when the kernel ended before. Without a listener it is not in the history."""
+        """Run code to its end; None when the kernel ended before.
+
+        `silent`, and without a listener, it is not in the history, does not count, and the value of its last expression
+        is no result.
+        """
         run = self._run = _Run(listener)
         self.oom_kills_before = out_of_memory.began()
         # Code can close a channel, kill its process, or do neither and never reply, which the caller's timeout ends.
@@ -150,9 +162,13 @@ class Kernel:
                 listener.set_pipes((*self.pipes.values(), self._iopub))
             for name, pipe in self.pipes.items():
                 pipe.attach(_output_to(listener, name) if listener is not None else _ignore)
-            silent = listener is None
             request = execute_request(
-                self._key, self._session, run.id, code, silent=silent, expressions=dict(expressions or {})
+                self._key,
+                self._session,
+                run.id,
+                code,
+                silent=silent or listener is None,
+                expressions=dict(expressions or {}),
             )
             try:
                 self._shell.send(request)
@@ -273,6 +289,8 @@ class Kernel:
                 )
             case "clear_output" if run.listener is not None:
                 run.listener.clear(wait=content.get("wait") is True)
+            case "comm_open" | "comm_msg" | "comm_close" if run.listener is not None and message.content is not None:
+                run.listener.comm(message.kind, content, message.buffers)
 
     def _read(self, frames: list[bytes], cut: bool) -> Message | None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from picod.commands.exit_status import ExitStatus, exit_status
@@ -89,12 +90,14 @@ class PythonContext(Context):
                 return
         raise KernelError("the context was deleted")
 
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
+    async def _run(
+        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str], silent: bool
+    ) -> Outcome:
         kernel = self._kernel
         assert kernel is not None
         if env:
             await self._ask(f"push_environment({dict(env)!r})", _ENVIRONMENT_TIMEOUT_S)
-        running = asyncio.create_task(kernel.run(code, listener))
+        running = asyncio.create_task(kernel.run(code, listener, silent=silent))
         await asyncio.sleep(0)  # the task sends the request: an interrupt from before it would be for an earlier run
         why = await first_of(running, stop, timeout)
         if why:
@@ -109,7 +112,8 @@ class PythonContext(Context):
             return await self._died(kernel, why, timeout)
         if env:
             await self._ask("pop_environment()", _ENVIRONMENT_TIMEOUT_S)
-        return _finished(reply, why, timeout)
+        # The number of a silent run is that of the run before it, less one: it has none of its own.
+        return _finished(replace(reply, execution_count=None) if silent else reply, why, timeout)
 
     async def _interrupt(self, kernel: Kernel, running: asyncio.Task[Reply | None]) -> None:
         """Interrupt a run, and kill the process if that does not end it."""

@@ -36,6 +36,8 @@ class CodeSpec:
     context_id: str
     timeout: float
     env: Mapping[str, str] = field(default_factory=dict)  # variables of this run alone
+    silent: bool = False  # it leaves no trace in the history, and no number
+    comms: bool = False  # whether the client of a stream wants the messages of comms
 
 
 class Interpreter:

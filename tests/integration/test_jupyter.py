@@ -126,6 +126,93 @@ async def test_binary_framing_is_spoken_where_it_is_offered(server: Server, kern
         assert dict(results)["execute_result"]["data"]["text/plain"] == "'v1'"
 
 
+MIRROR = """
+from comm import create_comm, get_comm_manager
+def opened(comm, message):
+    comm.on_msg(lambda m: (print('said', m['content']['data']), comm.send({'back': m['content']['data']},
+                           buffers=[bytes(reversed(bytes(b))) for b in m['buffers']])))
+    comm.send({'hello': message['content']['data']})
+get_comm_manager().register_target('mirror', opened)
+"""
+
+
+async def test_comms_of_both_sides_carry_messages(server: Server, kernel: str, key: str) -> None:
+    """A widget's way: the kernel opens one, a front end another; what handlers print and send comes; numbers stay."""
+    async with connect(server, kernel, key) as socket:
+        assert dict(await run(socket, MIRROR))["execute_reply"]["status"] == "ok"
+        told = dict(
+            await run(socket, "mine = create_comm(target_name='w', data={'value': 1}); mine.send({'value': 2})")
+        )
+        comm = told["comm_open"]["comm_id"]
+        assert told["comm_open"]["target_name"] == "w"
+        assert told["comm_open"]["data"] == {"value": 1}
+        assert told["comm_msg"] == {"comm_id": comm, "data": {"value": 2}}
+        await run(socket, "mine.on_msg(lambda m: globals().update(got=m['content']['data']['value']))")
+        changed = [
+            each["msg_type"] async for each in replies(socket, request("comm_msg", comm_id=comm, data={"value": 7}))
+        ]
+        assert changed == ["status", "status"]
+        assert dict(await run(socket, "got"))["execute_result"] == {
+            "data": {"text/plain": "7"}, "metadata": {}, "execution_count": 4,
+        }  # fmt: skip
+
+        opening = request("comm_open", comm_id="theirs", target_name="mirror", data={"a": "?'\\n%magic"})
+        answers = [each async for each in replies(socket, opening)]
+        assert [each["content"]["data"] for each in answers if each["msg_type"] == "comm_msg"] == [
+            {"hello": {"a": "?'\\n%magic"}}
+        ]
+        said = [each async for each in replies(socket, request("comm_msg", comm_id="theirs", data={"b": 1}))]
+        assert [each["content"]["text"] for each in said if each["msg_type"] == "stream"] == ["said {'b': 1}\n"]
+        assert [each["content"]["data"] for each in said if each["msg_type"] == "comm_msg"] == [{"back": {"b": 1}}]
+        listed = {each["msg_type"]: each["content"] async for each in replies(socket, request("comm_info_request"))}
+        assert listed["comm_info_reply"]["comms"] == {comm: {"target_name": "w"}, "theirs": {"target_name": "mirror"}}
+        async for _ in replies(socket, request("comm_close", comm_id="theirs")):
+            pass
+        only = request("comm_info_request", target_name="mirror")
+        assert [each["content"]["comms"] async for each in replies(socket, only) if "reply" in each["msg_type"]] == [{}]
+        for wrong in ({"comm_id": 1}, {"comm_id": "x" * 257}, {"comm_id": "theirs", "data": []}, {}):
+            refused = [each async for each in replies(socket, request("comm_msg", **wrong))]
+            assert [each["content"]["ename"] for each in refused if each["msg_type"] == "error"] == ["CommError"]
+
+
+async def test_raw_data_of_comms_goes_both_ways_in_the_binary_framing(server: Server, kernel: str, key: str) -> None:
+    """As pictures of widgets do."""
+    async with connect(server, kernel, key) as socket:
+        await run(socket, MIRROR)
+        async for _ in replies(socket, request("comm_open", comm_id="raw", target_name="mirror", data={})):
+            pass
+    async with websockets.connect(address(server, kernel, key), subprotocols=[websockets.Subprotocol(V1)]) as socket:
+        await socket.send(binary(request("comm_msg", comm_id="raw", data={}), b"abc", b""))
+        back: list[bytes] = []
+        while not back:
+            frame = await socket.recv()
+            assert isinstance(frame, bytes)
+            *named, content, first, second = (
+                parts_of(frame) if len(parts_of(frame)) == 7 else [*parts_of(frame), b"", b""]
+            )
+            if orjson.loads(named[1])["msg_type"] == "comm_msg":
+                assert orjson.loads(content) == {"comm_id": "raw", "data": {"back": {}}}
+                back = [first, second]
+        assert back == [b"cba", b""]
+
+
+def binary(sent: dict[str, Any], *buffers: bytes) -> bytes:
+    parts = [
+        b"shell",
+        *(orjson.dumps(sent[name]) for name in ("header", "parent_header", "metadata", "content")),
+        *buffers,
+    ]
+    offsets = [8 * (len(parts) + 2)]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part))
+    return struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets) + b"".join(parts)
+
+
+def parts_of(frame: bytes) -> list[bytes]:
+    (count,) = struct.unpack_from("<Q", frame)
+    return [frame[a:b] for a, b in itertools.pairwise(struct.unpack_from(f"<{count}Q", frame, 8))]
+
+
 async def test_interrupt_ends_the_code_that_runs(server: Server, kernel: str, key: str) -> None:
     """Over HTTP, and over the control channel."""
     async with connect(server, kernel, key) as socket:

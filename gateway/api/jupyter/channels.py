@@ -7,7 +7,7 @@ passing on the kernel's own messages. They are user code's, and picod bounds and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.http import JSON
+from gateway.api.jupyter.comms import COMMS, LIST_COMMS, comms_of, delivering, of_comm
 from gateway.api.jupyter.frames import V1, FrameError, parse, render
 from gateway.api.jupyter.messages import PLAIN_REPLIES, make, of_error, of_event
 from gateway.api.sandbox_json import BadAnswerError, count_of, parse_object, text_of
@@ -34,6 +35,7 @@ _PREFIX, _SUFFIX = "/jupyter/api/kernels/", "/channels"
 _MAX_WAITING = 64  # requests of one connection that wait for the code before them; picod's own bound
 _MAX_RUN = "24h"  # a client interrupts what takes it too long
 _MAX_ERROR_BYTES = 64 << 10
+_COMM_INFO_S = 30.0
 
 
 class Channels:
@@ -121,7 +123,11 @@ class _Connection:
             kind = message["header"]["msg_type"]
             if kind == "execute_request":
                 await self._execute(message)
-            # Others get no answer at all, as from a kernel that does not know them: comm_open has none in any case.
+            elif kind in COMMS:
+                await self._deliver(message)
+            elif kind == "comm_info_request":
+                await self._list_comms(message)
+            # Others get no answer at all, as from a kernel that does not know them.
             elif (reply := PLAIN_REPLIES.get(kind)) is not None:
                 await self._status(message, "busy")
                 await self._tell(message, kind.removesuffix("request") + "reply", reply, "shell")
@@ -149,10 +155,47 @@ class _Connection:
         await self._tell(message, "execute_reply", {**reply, "execution_count": self._count}, "shell")
         await self._status(message, "idle")  # the last: by it clients know that the run is over
 
-    async def _run(self, message: Mapping[str, Any], code: str) -> dict[str, Any] | None:
-        """Run code, and tell what it shows as it comes. Returns its error. Raises WakegateError."""
+    async def _deliver(self, message: Mapping[str, Any]) -> None:
+        """Give the kernel a message of a comm's, and tell what its handlers show and answer. It has no reply."""
+        await self._status(message, "busy")
+        try:
+            error = await self._run(message, delivering(message), silent=True)
+        except (WakegateError, FrameError) as failed:
+            text = str(failed) if isinstance(failed, FrameError) else public_message(failed)
+            error = {"ename": "CommError", "evalue": text, "traceback": [text]}
+            await self._tell(message, "error", error)
+        await self._status(message, "idle")
+
+    async def _list_comms(self, message: Mapping[str, Any]) -> None:
+        """Tell which comms are open in the kernel: by it a front end that comes back finds its widgets."""
+        await self._status(message, "busy")
+        target = message["content"].get("target_name")
+        found: list[Mapping[str, Any]] = []
+        try:
+            async with asyncio.timeout(_COMM_INFO_S):
+                await self._run(message, LIST_COMMS, silent=True, results=found.append)
+            reply: dict[str, Any] = {"status": "ok", "comms": comms_of(found, target)}
+        except (WakegateError, TimeoutError) as failed:
+            text = public_message(failed) if isinstance(failed, WakegateError) else "the kernel does not answer"
+            reply = {"status": "error", "ename": "CommError", "evalue": text, "traceback": [], "comms": {}}
+        await self._tell(message, "comm_info_reply", reply, "shell")
+        await self._status(message, "idle")
+
+    async def _run(
+        self,
+        message: Mapping[str, Any],
+        code: str,
+        *,
+        silent: bool = False,
+        results: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> dict[str, Any] | None:
+        """Run code, and tell what it shows as it comes; `results` gets that instead. Returns its error.
+
+        Raises WakegateError.
+        """
         error: dict[str, Any] | None = None
-        body = orjson.dumps({"code": code, "language": "python", "stream": True, "timeout": _MAX_RUN})
+        fields = {"code": code, "language": "python", "stream": True, "timeout": _MAX_RUN, "comms": True}
+        body = orjson.dumps({**fields, "silent": silent})
         async with self._caller.stream(
             self._session_id, "POST", "/api/run_code", headers={"content-type": "application/json"}, body=body
         ) as (reply, chunks):
@@ -160,12 +203,17 @@ class _Connection:
                 raise BadAnswerError(await _read_error(chunks, reply.status))
             async for name, data, _ in read_events(chunks):
                 if name == "exit":
-                    if isinstance(data.get("execution_count"), int):
+                    if not silent and isinstance(data.get("execution_count"), int):
                         self._count = count_of(data, "execution_count")
                     return error
                 if name == "error":
                     error = of_error(data)
-                if (shown := of_event(name, data, self._count)) is not None:
+                if results is not None:
+                    results(data)
+                elif (comm := of_comm(data) if name == "comm" else None) is not None:
+                    kind, content, buffers = comm
+                    await self._tell(message, kind, content, buffers=buffers)
+                elif (shown := of_event(name, data, self._count)) is not None:
                     await self._tell(message, *shown)
         raise BadAnswerError("the sandbox's stream ended before the run did")
 
@@ -185,9 +233,15 @@ class _Connection:
         await self._tell(message, "status", {"execution_state": state})
 
     async def _tell(
-        self, message: Mapping[str, Any], kind: str, content: Mapping[str, Any], channel: str = "iopub"
+        self,
+        message: Mapping[str, Any],
+        kind: str,
+        content: Mapping[str, Any],
+        channel: str = "iopub",
+        buffers: Sequence[bytes] = (),
     ) -> None:
-        made = make(kind, content, channel, message["header"], self._own_session, rfc3339(self._clock.now()))
+        date = rfc3339(self._clock.now())
+        made = make(kind, content, channel, message["header"], self._own_session, date, buffers)
         frame = render(made, v1=self._v1)
         key = "text" if isinstance(frame, str) else "bytes"
         await self._send_frame({"type": "websocket.send", key: frame})

@@ -53,14 +53,16 @@ def _parse_v1(frame: bytes) -> dict[str, Any]:
     if list(offsets) != sorted(offsets) or offsets[0] < 8 * (count + 1) or offsets[-1] > len(frame):
         raise FrameError("the offsets are not those of parts one after another")
     parts = [frame[begin:end] for begin, end in itertools.pairwise(offsets)]
-    return {"channel": parts[0].decode(), **dict(zip(_NAMES, map(orjson.loads, parts[1:5]), strict=True))}
+    named = dict(zip(_NAMES, map(orjson.loads, parts[1:5]), strict=True))
+    return {"channel": parts[0].decode(), **named, "buffers": parts[5:]}
 
 
 def render(message: Mapping[str, Any], *, v1: bool) -> str | bytes:
     """Encode a message as a WebSocket frame of this connection's subprotocol."""
     if not v1:
-        return orjson.dumps(message).decode()
-    parts = [message["channel"].encode(), *(orjson.dumps(message[name]) for name in _NAMES)]
+        # Without raw data: this framing has another one for messages with it, which no client here was seen to speak.
+        return orjson.dumps({**message, "buffers": []}).decode()
+    parts = [message["channel"].encode(), *(orjson.dumps(message[name]) for name in _NAMES), *message["buffers"]]
     offset = 8 * (len(parts) + 2)  # behind the count, an offset for each part, and that of the end
     offsets = [offset]
     for part in parts:

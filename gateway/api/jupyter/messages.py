@@ -5,7 +5,7 @@ Source: jupyter-client.readthedocs.io/en/stable/messaging.html.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -36,7 +36,6 @@ KERNEL_INFO: Mapping[str, Any] = {
 # Answers to what notebook front ends ask besides, which nothing here can tell.
 PLAIN_REPLIES: Mapping[str, Mapping[str, Any]] = {
     "kernel_info_request": KERNEL_INFO,
-    "comm_info_request": {"status": "ok", "comms": {}},
     "history_request": {"status": "ok", "history": []},
     "is_complete_request": {"status": "unknown"},
     "inspect_request": {"status": "ok", "found": False, "data": {}, "metadata": {}},
@@ -45,9 +44,15 @@ PLAIN_REPLIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def make(
-    kind: str, content: Mapping[str, Any], channel: str, parent: Mapping[str, Any], session: str, date: str
+    kind: str,
+    content: Mapping[str, Any],
+    channel: str,
+    parent: Mapping[str, Any],
+    session: str,
+    date: str,
+    buffers: Sequence[bytes] = (),
 ) -> Message:
-    """One message. `parent`: the header of the request that it answers."""
+    """One message. `parent`: the header of the request that it answers. `buffers`: raw data of its content."""
     header = {
         "msg_id": uuid4().hex,
         "msg_type": kind,
@@ -64,7 +69,7 @@ def make(
         "metadata": {},
         "content": content,
         "channel": channel,
-        "buffers": [],
+        "buffers": list(buffers),
     }
 
 

@@ -467,6 +467,8 @@ SCHEMAS: dict[str, Schema] = {
         language={"enum": ["python", "bash"]},
         context_id=TEXT,
         timeout=DURATION,
+        silent={"type": "boolean"},
+        comms={"type": "boolean"},
         **_STREAM_FIELDS,
     ),
     "CodeResult": obj(
