@@ -88,6 +88,11 @@ def naming_session(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
     return {name: naming(handler) for name, handler in handlers.items()}
 
 
+def is_awake(session: Session) -> bool:
+    """Whether processes may run in it: with its sandbox they end, so there is no need to wake it to see them."""
+    return session.state is SessionState.ACTIVE
+
+
 class Chats:
     """Finds the session of a request's chat, and makes it where there is none."""
 

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_object
 from gateway.api.open_terminal import query
-from gateway.api.open_terminal.chats import Chat, Chats, naming_session, record_of
+from gateway.api.open_terminal.chats import Chat, Chats, is_awake, naming_session, record_of
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, text_of
 from gateway.api.sessions import while_connected
 from gateway.api.tools.run_events import read_events
@@ -121,7 +121,7 @@ class ProcessesAPI:
 
     async def _list(self, request: Request) -> Response:
         session = await self._chats.find(request)
-        if session is None:
+        if session is None or not is_awake(session):
             return JSON([])
         document = await checked(await self._call(session.id, "GET", "/api/processes"))
         found = [each for each in objects_of(document, "processes") if each.get("name") == _NAME]
@@ -163,7 +163,7 @@ class ProcessesAPI:
     async def _named(self, request: Request) -> tuple[SessionId, str]:
         """The session, and picod's target of the process that the path names. Raises NotFoundError."""
         session = await self._chats.find(request)
-        if session is None:
+        if session is None or not is_awake(session):
             raise NotFoundError("Process not found")
         return session.id, f"/api/processes/{quote(request.path_params['process_id'][:64], safe='')}"
 

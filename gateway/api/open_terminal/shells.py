@@ -16,7 +16,7 @@ from starlette.responses import Response
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_object
 from gateway.api.open_terminal import query
-from gateway.api.open_terminal.chats import Chats, naming_session
+from gateway.api.open_terminal.chats import Chats, is_awake, naming_session
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, text_of
 from gateway.api.workspace_files import checked
 from gateway.core.clock import Clock
@@ -108,7 +108,9 @@ class ShellsAPI:
         raise NotFoundError("Session not found")
 
     async def _shells(self, session: Session) -> list[Mapping[str, Any]]:
-        """The processes of the session that are shells, and run."""
+        """The processes of the session that are shells, and run. A session that sleeps has none, and is not woken."""
+        if not is_awake(session):
+            return []
         reply = await self._caller.call(session.id, "GET", "/api/processes", limit=MAX_ANSWER_BYTES)
         return [
             each
