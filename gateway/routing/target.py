@@ -38,7 +38,8 @@ RESERVED_PATHS = frozenset((
 FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 # And what is below: its X-Session-Id names a chat, and no session (api/open_terminal).
 OPEN_TERMINAL = b"/open-terminal"
-_BELOW = (FLAT_AGENTS + b"/", OPEN_TERMINAL + b"/")
+LIBRECHAT = b"/librechat"  # likewise
+_BELOW = (FLAT_AGENTS + b"/", OPEN_TERMINAL + b"/", LIBRECHAT + b"/")
 RESERVED_V1 = frozenset((
     b"agent-bundles", b"agent-environments", b"agent-runtime", b"agents", b"autoscaler", b"caller",
     b"code-interpreter", b"console", b"containers", b"events", b"keys", b"namespaces",

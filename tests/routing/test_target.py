@@ -13,6 +13,7 @@ from gateway.core.errors import BadRequestError
 from gateway.core.model import Kind, RuntimeKey, SessionId
 from gateway.routing.target import (
     FLAT_AGENTS,
+    LIBRECHAT,
     OPEN_TERMINAL,
     RESERVED_PATHS,
     RESERVED_V1,
@@ -101,10 +102,10 @@ def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
     paths = {
         each.path.encode()
         for each in CONTROL.values()
-        if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter", "librechat")
+        if each.tag not in ("agent-sandbox", "agentscope", "e2b", "jupyter")
     }
     assert all(is_control(path) and is_control(b"/" + path) for path in paths)
-    flat = {path for path in paths if path.startswith((FLAT_AGENTS, OPEN_TERMINAL))}
+    flat = {path for path in paths if path.startswith((FLAT_AGENTS, OPEN_TERMINAL, LIBRECHAT))}
     assert {path for path in paths - flat if not path.startswith(b"/v1/")} == RESERVED_PATHS
     assert {path.split(b"/")[2] for path in paths if path.startswith(b"/v1/")} | {b"namespaces"} == RESERVED_V1
 
