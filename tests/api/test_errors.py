@@ -22,6 +22,7 @@ def test_error_has_the_shape_of_its_surface(shape: ErrorShape) -> None:
         ErrorShape.E2B: {"code": 400, "message": "x: no", "error_code": "bad_request"},
         ErrorShape.JUPYTER: {"message": "x: no", "reason": "BAD_REQUEST"},
         ErrorShape.AGENTSCOPE: {"detail": "x: no"},
+        ErrorShape.OPEN_TERMINAL: {"detail": "x: no", "error": "x: no"},
         ErrorShape.AGENT_SANDBOX: {"detail": "x: no", "message": "x: no"},
         ErrorShape.KUBERNETES: {
             "kind": "Status",
