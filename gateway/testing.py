@@ -24,6 +24,7 @@ from gateway.core.errors import (
 from gateway.core.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.core.model import (
     Endpoint,
+    Limits,
     PoolStatus,
     Runtime,
     RuntimeKey,
@@ -81,6 +82,8 @@ class ScriptedProvider:
         self._targets: dict[RuntimeKey, int] = {}
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
+        self.sizes: dict[SandboxId, Limits] = {}  # of those that were resized
+        self.refused_size: WakegateError | None = None  # if there is one, resizes raise it
         self.contents: dict[SandboxId, str] = {}  # a text in place of each workspace's files; missing means empty
         self.parked: dict[str, tuple[str, float]] = {}  # reference -> contents, and when they were parked
         self._ended: set[SandboxId] = set()  # ended by themselves, with a workspace that can still be kept
@@ -128,6 +131,14 @@ class ScriptedProvider:
         if runtime not in self._targets:
             raise RuntimeNotFoundError(f"{runtime} is not served")
         self._targets[runtime] = self._warm[runtime] = warm
+
+    async def resize_sandbox(self, sandbox_id: SandboxId, limits: Limits) -> None:
+        """Note the limits in `sizes`."""
+        if self.refused_size is not None:
+            raise self.refused_size
+        if sandbox_id not in self._sandboxes:
+            raise SandboxGoneError(f"sandbox {sandbox_id} has ended")
+        self.sizes[sandbox_id] = limits
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """A pool that always has its target size."""

@@ -161,6 +161,12 @@ def update_session(session: str, fields: Mapping[str, Any]) -> Call[Session]:
     return Call("PATCH", of_session(session), _of(Session), json=dict(fields))
 
 
+def resize(session: str, fields: Mapping[str, Any]) -> Call[Session]:
+    """PATCH /v1/sessions/{id} with `resources`; fields that are None stay as they are, none at all: as its runtime."""
+    resources = {name: value for name, value in fields.items() if value is not None}
+    return Call("PATCH", of_session(session), _of(Session), json={"resources": resources or None}, slow=True)
+
+
 def end_session(session: str) -> Call[None]:
     """DELETE /v1/sessions/{id}."""
     return Call("DELETE", of_session(session), _nothing)

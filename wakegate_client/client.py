@@ -119,8 +119,18 @@ class Client(_Base):
         return self.send(calls.get_session(session))
 
     def update_session(self, session: str, **fields: Any) -> Session:
-        """Change ttl, idleTimeout or metadata."""
+        """Change ttl, idleTimeout, metadata or resources."""
         return self.send(calls.update_session(session, fields))
+
+    def resize(
+        self, session: str, *, cpu: str | float | None = None, memory: str | int | None = None,
+        processes: int | None = None,
+    ) -> Session:  # fmt: skip
+        """Change how much of the machine its sandbox may use, while it runs: cores, bytes such as "2Gi", processes.
+
+        Without any of them it has what its runtime has again.
+        """
+        return self.send(calls.resize(session, {"cpu": cpu, "memory": memory, "processes": processes}))
 
     def end_session(self, session: str) -> None:
         """End a session; its files are gone."""
@@ -241,8 +251,18 @@ class AsyncClient(_Base):
         return await self.send(calls.get_session(session))
 
     async def update_session(self, session: str, **fields: Any) -> Session:
-        """Change ttl, idleTimeout or metadata."""
+        """Change ttl, idleTimeout, metadata or resources."""
         return await self.send(calls.update_session(session, fields))
+
+    async def resize(
+        self, session: str, *, cpu: str | float | None = None, memory: str | int | None = None,
+        processes: int | None = None,
+    ) -> Session:  # fmt: skip
+        """Change how much of the machine its sandbox may use, while it runs: cores, bytes such as "2Gi", processes.
+
+        Without any of them it has what its runtime has again.
+        """
+        return await self.send(calls.resize(session, {"cpu": cpu, "memory": memory, "processes": processes}))
 
     async def end_session(self, session: str) -> None:
         """End a session; its files are gone."""

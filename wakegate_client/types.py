@@ -29,6 +29,7 @@ class Session(TypedDict):
     reason: NotRequired[str]
     metadata: dict[str, str]
     egress: NotRequired[list[Any] | None]
+    resources: NotRequired[dict[str, float] | None]
 
 
 class Sessions(TypedDict):

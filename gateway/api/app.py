@@ -83,6 +83,7 @@ from gateway.observability.counters import Counters
 from gateway.observability.feed import EventFeed
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.resizing import Resizing
 from gateway.usage.prices import Prices
 
 Handlers = dict[str, Handler]
@@ -97,6 +98,7 @@ class SurfaceParts:
 
     lifecycle: Lifecycle
     hibernator: Hibernator
+    resizing: Resizing
     store: SessionStore
     provider: SandboxProvider
     catalog: RuntimeCatalog
@@ -172,6 +174,7 @@ class Surfaces:
         native = NativeAPI(
             lifecycle,
             parts.hibernator,
+            parts.resizing,
             store,
             parts.provider,
             catalog,

@@ -20,6 +20,7 @@ from gateway.api.http import (
     read_seconds,
     session_headers,
 )
+from gateway.api.resources import read_resources, resources_document
 from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
@@ -29,6 +30,7 @@ from gateway.core.model import DEFAULT_TENANT, PoolStatus, Runtime, RuntimeKey, 
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
+from gateway.sessions.resizing import Resizing
 
 _MAX_PAGE_BYTES = 1 << 20  # a record has up to 16 KiB of metadata, so 1,000 of them could be 16 MB
 _LIST_PARAMETERS = ("state", "runtime", "after", "limit")
@@ -43,6 +45,7 @@ class NativeAPI:
         self,
         lifecycle: Lifecycle,
         hibernator: Hibernator,
+        resizing: Resizing,
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
@@ -55,6 +58,7 @@ class NativeAPI:
         self._outcomes = outcomes
         self._lifecycle = lifecycle
         self._hibernator = hibernator
+        self._resizing = resizing
         self._store = store
         self._provider = provider
         self._catalog = catalog
@@ -155,19 +159,26 @@ class NativeAPI:
 
     async def _update(self, request: Request) -> Response:
         body = await read_object(request)
-        unknown = sorted(body.keys() - {"ttl", "idleTimeout", "metadata"})
+        unknown = sorted(body.keys() - {"ttl", "idleTimeout", "metadata", "resources"})
         if unknown:
-            raise BadRequestError(f"{unknown[0]}: cannot be changed; expected ttl, idleTimeout or metadata")
+            raise BadRequestError(f"{unknown[0]}: cannot be changed; expected ttl, idleTimeout, metadata or resources")
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         # null means "no limit of its own" for ttl. An idle timeout has no such meaning: every session has one.
         if "idleTimeout" in body and idle_timeout is None:
             raise BadRequestError("idleTimeout: expected a duration above zero, got null")
+        session_id = SessionId(request.path_params["session_id"])
+        metadata = read_metadata(body) if "metadata" in body else None
+        if "resources" in body:
+            # First: where it is refused, nothing else is changed.
+            session = await self._resizing.resize(session_id, read_resources(body))
+            if body.keys() == {"resources"}:
+                return JSON(session_document(session))
         session = await self._lifecycle.update(
-            SessionId(request.path_params["session_id"]),
+            session_id,
             # An absent field leaves the value as it is; null takes the session's own end away.
             ttl=ttl if "ttl" in body else UNSET,
             idle_timeout=UNSET if idle_timeout is None else idle_timeout,
-            metadata=read_metadata(body) if "metadata" in body else None,
+            metadata=metadata,
         )
         return JSON(session_document(session))
 
@@ -271,6 +282,7 @@ def session_document(session: Session) -> dict[str, Any]:
         "metadata": session.public_metadata,
         "egress": None if session.egress is None else list(session.egress),
         "publicPorts": list(session.public_ports),
+        "resources": resources_document(session.resources),
     }
 
 

@@ -266,6 +266,7 @@ class Gateway:
         parts = SurfaceParts(
             lifecycle=self.sessions.lifecycle,
             hibernator=self.sessions.hibernator,
+            resizing=self.sessions.resizing,
             store=self.store,
             provider=self.provider,
             catalog=self.catalog,
@@ -335,6 +336,7 @@ class Gateway:
         sessions.bindings.on_unbound(self.advisor.unbound)
         sessions.bindings.on_bound(self.usage.bound)
         sessions.bindings.on_removed(self.usage.removed)
+        sessions.bindings.on_resized(self.usage.resized)
         sessions.lifecycle.on_end(self.advisor.ended)
         sessions.records.on_life_event(self.feed.of_session)
         self.autoscaler.on_resize(self.feed.of_pool)

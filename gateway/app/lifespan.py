@@ -91,6 +91,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         await sessions.recovery.recover_all()
         stack.push_async_callback(sessions.hibernator.hibernate_all)
         stack.push_async_callback(sessions.lifecycle.aclose)
+        stack.push_async_callback(sessions.resizing.aclose)
         stack.push_async_callback(sessions.opener.aclose)
         stack.push_async_callback(gateway.activator.aclose)
         await gateway.autoscaler.start()

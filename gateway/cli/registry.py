@@ -30,6 +30,9 @@ COMMANDS: Mapping[str, Remote] = {
     "create": Remote(_REMOTE + "sessions:create", "make a session, and print its id", _SESSIONS),
     "ls": Remote(_REMOTE + "sessions:ls", "list sessions", _SESSIONS),
     "get": Remote(_REMOTE + "sessions:get", "show a session", _SESSIONS),
+    "resize": Remote(
+        _REMOTE + "sessions:resize", "give a session more or less of the machine, while it runs", _SESSIONS
+    ),
     "pause": Remote(_REMOTE + "sessions:pause", "hibernate sessions", _SESSIONS),
     "wake": Remote(_REMOTE + "sessions:wake", "give hibernated sessions their sandboxes back", _SESSIONS),
     "rm": Remote(_REMOTE + "sessions:rm", "end sessions", _SESSIONS),

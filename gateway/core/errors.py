@@ -14,6 +14,8 @@ code that is used twice shows.
     ├── RequestTimeoutError 408 REQUEST_TIMEOUT  the client did not finish sending its request in time
     ├── IdempotencyKeyReusedError 422            the key came with another request before
     ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
+    ├── ResizeError 409 RESIZE_REFUSED           its sandbox cannot have that size now
+    │   └── ResizeUnsupportedError 501           no sandbox of this engine can be resized while it runs
     ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
     ├── QuotaExceededError 429 QUOTA_EXCEEDED    the tenant uses what it may (Retry-After, RateLimit-*)
     ├── RateLimitError 429 RATE_LIMITED          the tenant asks too often (Retry-After, RateLimit-*)
@@ -164,6 +166,20 @@ class ConflictError(WakegateError):
 
     status = 409
     code = "CONFLICT"
+
+
+class ResizeError(WakegateError):
+    """A sandbox keeps the size that it has: what it asks for is not there now, or it uses more than it would have."""
+
+    status = 409
+    code = "RESIZE_REFUSED"
+
+
+class ResizeUnsupportedError(ResizeError):
+    """The engine cannot change the size of a sandbox that runs; the message says what it lacks and the way out."""
+
+    status = 501
+    code = "RESIZE_UNSUPPORTED"
 
 
 class QueueFullError(WakegateError):

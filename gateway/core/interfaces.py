@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 from gateway.core.documents import DocumentStore
 from gateway.core.model import (
     Lease,
+    Limits,
     PoolStatus,
     Readiness,
     Runtime,
@@ -239,6 +240,18 @@ class EngineMeter(Protocol):
 
     async def parked_bytes(self, reference: str) -> int:
         """The size of a parked workspace; 0 if it is not here, or not measured yet."""
+        ...
+
+
+@runtime_checkable
+class SandboxResizer(Protocol):
+    """An engine that can change how much of the machine a running sandbox may use."""
+
+    async def resize_sandbox(self, sandbox_id: SandboxId, limits: Limits) -> None:
+        """Give a sandbox the CPUs, memory and processes of `limits`: all of them, or nothing changes.
+
+        Raises ResizeError with what stands against it, SandboxGoneError.
+        """
         ...
 
 

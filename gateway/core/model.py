@@ -7,7 +7,7 @@ sessions refer to each other, and every package reads their fields here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NewType
 
@@ -117,6 +117,28 @@ class Limits:
     tmp_size: int = 256 << 20  # bytes of /tmp
     workspace_size: int | None = 5 << 30  # bytes of the workspace
     workspace_files: int | None = 500_000  # inodes of the workspace: a large JavaScript monorepo has 300,000
+
+    def resized(self, resources: Resources | None) -> Limits:
+        """The same with what a session has in place of its runtime's."""
+        if resources is None:
+            return self
+        changed = {name: value for name in SIZES if (value := getattr(resources, name)) is not None}
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one session has in place of its runtime's limits of the same names; None: what its runtime has.
+
+    Of a runtime (spec.wakegate.maxResources): the most that a session may have; None: no more than the limit itself.
+    """
+
+    cpus: float | None = None  # cores
+    memory: int | None = None  # bytes
+    processes: int | None = None
+
+
+SIZES = ("cpus", "memory", "processes")  # the fields of Resources
 
 
 HIGH_PORTS: tuple[tuple[int, int], ...] = ((1024, 65535),)
@@ -264,6 +286,7 @@ class Runtime:
     image: str = ""  # the local engine ignores it
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
+    max_resources: Resources = Resources()  # spec.wakegate.maxResources
     session_timeout: float = 900.0  # idle seconds
     max_session_duration: float = 28800.0
     pool: PoolSpec = PoolSpec()
@@ -348,6 +371,7 @@ class Session:
     ends_at: float | None = None  # the end that its user requested (ttl); an upper bound of expires_at
     egress: Sequence[str | Mapping[str, Any]] | None = None  # narrower than its runtime's; None: its runtime's
     public_ports: tuple[int, ...] = ()  # that anybody may reach, as it was created
+    resources: Resources | None = None  # its size, where it was resized; None: its runtime's
     # Of a terminated one: the sandbox that it had, whose files a gateway that was killed in between has left.
     last_sandbox: SandboxId | None = None
     reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gateway.core.model import PoolSpec, Runtime, RuntimeKey
+from gateway.core.model import PoolSpec, Resources, Runtime, RuntimeKey
 
 
 class StaticCatalog:
@@ -29,5 +29,8 @@ class StaticCatalog:
 def default_runtime(warm: int, preload: Sequence[str] = ()) -> Runtime:
     """The built-in code interpreter, `default/my-interpreter`."""
     return Runtime(
-        key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm), preload=tuple(preload)
+        key=RuntimeKey("default", "my-interpreter"),
+        max_resources=Resources(cpus=4.0, memory=4 << 30, processes=1024),
+        pool=PoolSpec(size=warm, max=warm),
+        preload=tuple(preload),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import HibernationMode, Kind, Runtime, RuntimeKey
+from gateway.core.model import HibernationMode, Kind, Limits, Runtime, RuntimeKey
 from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, several, target_ports
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
@@ -22,12 +22,14 @@ from gateway.runtimes.mounts import read_mounts
 from gateway.runtimes.schema import API_VERSION
 from gateway.runtimes.secrets import read_secrets
 from gateway.runtimes.sections import (
+    NO_PROCESSES,
     check_reserved,
     is_module,
     read_egress,
     read_egress_limits,
     read_environment,
     read_limits,
+    read_max_resources,
     read_pool,
     read_ports,
     read_preload,
@@ -108,7 +110,8 @@ def parse_runtime(
     elif in_cluster:
         # In a cluster an agent's container has no picod, so nothing there checks tokens or exports files. Its pod is
         # made of the manifest directly (provider/kubernetes/template.py).
-        runtime = replace(runtime, auth=False, hibernation=HibernationMode.OFF, code_context="off")
+        limits = _limits_of_container(spec, reader)
+        runtime = replace(runtime, limits=limits, auth=False, hibernation=HibernationMode.OFF, code_context="off")
     else:
         runtime = _local_agent(runtime, spec, files, reader)
     if kind is Kind.AGENT_RUNTIME:
@@ -147,6 +150,7 @@ def _common(
     egress = read_egress(extra.get("egress", ()), reader)
     return Runtime(
         key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), kind),
+        max_resources=read_max_resources(extra, reader, in_cluster=in_cluster),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=read_pool(spec, extra, reader),
@@ -168,8 +172,7 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
     place, template, extra = "spec.template.", spec.get("template", {}), spec.get("wakegate", {})
     if in_cluster and (processes := extra.get("limits", {}).get("processes")) is not None:
         # RLIMIT_NPROC would count all pods of a node that run as the same user, and picod may write no control group.
-        right = "expected no such limit in a cluster, where the kubelet counts processes: set its podPidsLimit"
-        reader.problem("spec.wakegate.limits.processes", right, processes)
+        reader.problem("spec.wakegate.limits.processes", NO_PROCESSES, processes)
     interval = None
     if "checkpointInterval" in extra:
         interval = reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0, zero=True)
@@ -186,6 +189,14 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
         preload=read_preload(extra, reader),
         code_context=extra.get("codeContext", ""),
     )
+
+
+def _limits_of_container(spec: Mapping[str, Any], reader: Reader) -> Limits:
+    """The limits of an agent in a cluster, whose pod is checked by the API server and not by our schema."""
+    container = first_container(spec)
+    resources = container.get("resources") if isinstance(container, Mapping) else None
+    limits = resources.get("limits") if isinstance(resources, Mapping) else None
+    return read_limits({"limits": limits if isinstance(limits, Mapping) else {}}, CONTAINER, {}, reader)
 
 
 def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None, reader: Reader) -> Runtime:

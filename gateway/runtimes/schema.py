@@ -222,6 +222,15 @@ def _wakegate() -> dict[str, Schema]:
             " `dns`, or an egress rule of a NetworkPolicy. Nothing else is reachable.",
         ),
         "secrets": list_of(_secret(), "Credentials that requests get outside of sandboxes.", maxItems=MAX_SECRETS),
+        "maxResources": object_of(
+            {
+                "cpu": quantity("Cores."),
+                "memory": quantity("Bytes."),
+                "processes": whole_number(8, 1_000_000),
+            },
+            description="The most that a session may be resized to; without it, or without a field, no more than the"
+            " limit itself.",
+        ),
         "egressLimits": object_of(
             {
                 "connections": whole_number(1, 65536),

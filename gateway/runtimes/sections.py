@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec
+from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Resources
 from gateway.egress.rule_entries import MAX_ENTRIES, Entry, parse_entry
 from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files
 from gateway.runtimes.schema import PORTS
 
+NO_PROCESSES = "expected no such limit in a cluster, where the kubelet counts processes: set its podPidsLimit"
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _RESERVED_DOMAINS = ("wakegate.io", "agentcube.io", "agentcube.volcano.sh")
 _RESERVED = frozenset(("app.kubernetes.io/managed-by", "controller.kubernetes.io/pod-deletion-cost"))
@@ -119,6 +120,19 @@ def read_limits(resources: Mapping[str, Any], place: str, extra: Mapping[str, An
         file_size=int(reader.quantity(own, "fileSize", own_prefix) or defaults.file_size),
         tmp_size=int(reader.quantity(own, "tmpSize", own_prefix) or defaults.tmp_size),
         workspace_size=int(workspace) if workspace is not None else defaults.workspace_size,
+    )
+
+
+def read_max_resources(extra: Mapping[str, Any], reader: Reader, *, in_cluster: bool) -> Resources:
+    """The most that a session may be resized to."""
+    most, prefix = extra.get("maxResources", {}), "spec.wakegate.maxResources."
+    if in_cluster and "processes" in most:
+        reader.problem(f"{prefix}processes", NO_PROCESSES, most["processes"])
+    memory = reader.quantity(most, "memory", prefix)
+    return Resources(
+        cpus=reader.quantity(most, "cpu", prefix),
+        memory=None if memory is None else int(memory),
+        processes=most.get("processes"),
     )
 
 

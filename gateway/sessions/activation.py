@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import DrainingError, FencedOutError, RuntimeNotFoundError, SandboxGoneError, StaleWriteError
-from gateway.core.identity import current
+from gateway.core.errors import DrainingError, FencedOutError, SandboxGoneError, StaleWriteError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
+from gateway.core.model import Runtime, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.core.units import rfc3339
 from gateway.sessions.activity import GapListener
 from gateway.sessions.admission import Admission
@@ -26,6 +25,8 @@ from gateway.sessions.ownership import Ownership
 from gateway.sessions.quotas import RESERVATION_S, Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
+from gateway.sessions.resizing import Resizing
+from gateway.sessions.runtime_choice import require_runtime
 from gateway.sessions.transitions import RollbackError, Transitions
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class SessionOpener:
         bindings: Bindings,
         durations: Durations,
         quotas: Quotas,
+        resizing: Resizing,
         clock: Clock,
         cancel_copy: Callable[[SessionId], None],
     ) -> None:
@@ -80,6 +82,7 @@ class SessionOpener:
         self._bindings = bindings
         self._durations = durations
         self._quotas = quotas
+        self._resizing = resizing
         self._clock = clock
         self._cancel_copy = cancel_copy
         self._under_way = Tasks()
@@ -196,9 +199,11 @@ class SessionOpener:
                 "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "unknown", restored
             )
             session = replace(session, restored=restored)  # written by the next transition
-        # Bound before the record is written: between the two, a sandbox that ends must be found to be this session's.
-        self._bindings.add(sandbox.id, session, _start_of(session, sandbox))
         try:
+            session = await self._resizing.fit(session, sandbox, runtime)
+            # Bound before the record is written: between the two, a sandbox that ends must be found to be this
+            # session's.
+            self._bindings.add(sandbox.id, session, _start_of(session, sandbox))
             if session.snapshot is not None:
                 session = await self._transitions.restore(session, sandbox, runtime)
             else:
@@ -252,27 +257,3 @@ def _start_of(session: Session, sandbox: Sandbox) -> StartKind:
     if session.snapshot is None:
         return sandbox.start
     return StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
-
-
-def choose_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:
-    """The runtime for the caller's new session; another tenant's does not exist. Raises RuntimeNotFoundError.
-
-    Raises ConflictError for an agent that is stopped.
-    """
-    found = catalog.get(key)
-    if found is not None and not current().sees_runtime(found):
-        raise _unknown_runtime(key)
-    return catalog.choose(key) or require_runtime(catalog, key)
-
-
-def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:
-    """Look up a runtime. Raises RuntimeNotFoundError, with the text that AgentCube's API has for it."""
-    runtime = catalog.get(key)
-    if runtime is None:
-        raise _unknown_runtime(key)
-    return runtime
-
-
-def _unknown_runtime(key: RuntimeKey) -> RuntimeNotFoundError:
-    plural = key.kind.lower() + "s"
-    return RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')

@@ -25,6 +25,7 @@ class Bindings:
         self._listeners: list[Unbound] = []
         self._bound: list[Bound] = []
         self._removed: list[Callable[[SandboxId], None]] = []
+        self._resized: list[Callable[[Session], None]] = []
 
     def __contains__(self, sandbox_id: SandboxId) -> bool:
         return sandbox_id in self._sessions
@@ -75,6 +76,15 @@ class Bindings:
     def on_removed(self, listener: Callable[[SandboxId], None]) -> None:
         """Call `listener(sandbox)` on each `remove` of one that was."""
         self._removed.append(listener)
+
+    def on_resized(self, listener: Callable[[Session], None]) -> None:
+        """Call `listener(session)` on each `notify_resized`."""
+        self._resized.append(listener)
+
+    def notify_resized(self, session: Session) -> None:
+        """Tell listeners that the session's sandbox has another size now."""
+        for listener in self._resized:
+            listener(session)
 
     def on_unbound(self, listener: Unbound) -> None:
         """Call `listener(session, sandbox)` on each `notify_unbound`."""

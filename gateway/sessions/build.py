@@ -40,6 +40,7 @@ from gateway.sessions.quota_audit import QuotaAudit
 from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
+from gateway.sessions.resizing import Resizing
 from gateway.sessions.sweeper import Sweeper
 from gateway.sessions.transitions import Transitions
 
@@ -76,6 +77,7 @@ class Sessions:
     hibernator: Hibernator
     opener: SessionOpener
     lifecycle: Lifecycle
+    resizing: Resizing
     sweeper: Sweeper
     checkpointer: Checkpointer
     audit: QuotaAudit
@@ -118,6 +120,7 @@ class _Operations:
     hibernator: Hibernator
     opener: SessionOpener
     lifecycle: Lifecycle
+    resizing: Resizing
 
 
 def make_sessions(
@@ -162,6 +165,7 @@ def make_sessions(
         hibernator=operations.hibernator,
         opener=operations.opener,
         lifecycle=operations.lifecycle,
+        resizing=operations.resizing,
         sweeper=_make_sweeper(outside, base, operations, audit, settings),
         checkpointer=_make_checkpointer(outside, base, operations, settings),
         audit=audit,
@@ -230,6 +234,14 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         bindings=base.bindings,
         quotas=outside.quotas,
     )
+    resizing = Resizing(
+        records=base.records,
+        ownership=base.ownership,
+        provider=outside.provider,
+        catalog=outside.catalog,
+        bindings=base.bindings,
+        quotas=outside.quotas,
+    )
     opener = SessionOpener(
         records=base.records,
         ownership=base.ownership,
@@ -241,6 +253,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         bindings=base.bindings,
         durations=base.durations,
         quotas=outside.quotas,
+        resizing=resizing,
         clock=outside.clock,
         cancel_copy=hibernator.cancel_copy,
     )
@@ -257,7 +270,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         quotas=outside.quotas,
         clock=outside.clock,
     )
-    return _Operations(recovery, hibernator, opener, lifecycle)
+    return _Operations(recovery, hibernator, opener, lifecycle, resizing)
 
 
 def _make_checkpointer(

@@ -31,7 +31,7 @@ from gateway.core.model import (
     StartKind,
 )
 from gateway.egress.rule_entries import Entry
-from gateway.sessions.activation import Opened, SessionOpener, choose_runtime
+from gateway.sessions.activation import Opened, SessionOpener
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.first_sandbox import FirstSandbox
@@ -41,6 +41,7 @@ from gateway.sessions.ownership import Ownership
 from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records, unknown_session
 from gateway.sessions.refusals import Wish
+from gateway.sessions.runtime_choice import choose_runtime
 from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from gateway.core.errors import (
     rate_limit_fields,
 )
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Runtime, Session, SessionId, SessionState, SnapshotRef, is_snapshot
+from gateway.core.model import Resources, Runtime, Session, SessionId, SessionState, SnapshotRef, is_snapshot
 from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
 from gateway.core.units import parse_quantity, readable_size
 from gateway.identity.tenant_limits import TenantLimits
@@ -117,11 +117,24 @@ class Quotas:
 
         Raises QuotaExceededError, QuotaForbiddenError.
         """
-        wish = Wish.CREATE
+        wish: Wish | None = Wish.CREATE
+        size = None if session is None else session.resources
         if session is not None:
-            wish = Wish.WAKE
-            await self._refusals.repeat((tenant, runtime.key, wish), self.limits(tenant))
-        await self._reserve(tenant, session_id, runtime, {**awake_amounts(runtime), **_stored(session)}, wish)
+            # What one of another size was refused says nothing of the others.
+            wish = Wish.WAKE if size is None else None
+            if wish is not None:
+                await self._refusals.repeat((tenant, runtime.key, wish), self.limits(tenant))
+        amounts = {**awake_amounts(runtime, size), **_stored(session)}
+        await self._reserve(tenant, session_id, runtime, amounts, wish, size=size)
+
+    async def reserve_size(self, session: Session, runtime: Runtime, size: Resources | None) -> None:
+        """For a session with a sandbox that is about to get another size. Raises as `reserve_sandbox`."""
+        amounts = {**awake_amounts(runtime, size), **_stored(session)}
+        await self._reserve(session.tenant, session.id, runtime, amounts, size=size)
+
+    def require_possible(self, tenant: str, runtime: Runtime, size: Resources | None) -> None:
+        """Raise QuotaForbiddenError for a size that does not fit even when nothing else of the tenant's runs."""
+        _require_possible(self.limits(tenant).amounts, runtime, awake_amounts(runtime, size), size)
 
     async def reserve_hibernation(self, session: Session, *, copies: bool) -> None:
         """For a session that is about to be hibernated: it goes on to hold its sandbox until that is released.
@@ -131,17 +144,17 @@ class Quotas:
         """
         runtime = self._catalog.get(session.runtime)
         stored = _stored(session).get(Resource.STORED, 0) + copies
-        amounts = {**awake_amounts(runtime), Resource.HIBERNATED: 1, Resource.STORED: stored}
-        await self._reserve(session.tenant, session.id, runtime, amounts)
+        awake = awake_amounts(runtime, session.resources)
+        amounts = {**awake, Resource.HIBERNATED: 1, Resource.STORED: stored}
+        await self._reserve(session.tenant, session.id, runtime, amounts, size=session.resources)
 
     async def reserve_stored(self, session: Session, reference: str | None) -> None:
         """For a snapshot that was taken and that no record names yet. Raises QuotaExceededError."""
         if is_snapshot(reference):
             runtime = self._catalog.get(session.runtime)
-            amounts = {
-                **awake_amounts(runtime), Resource.HIBERNATED: 1, Resource.STORED: SnapshotRef(reference or "").size
-            }  # fmt: skip
-            await self._reserve(session.tenant, session.id, runtime, amounts)
+            awake = awake_amounts(runtime, session.resources)
+            amounts = {**awake, Resource.HIBERNATED: 1, Resource.STORED: SnapshotRef(reference or "").size}
+            await self._reserve(session.tenant, session.id, runtime, amounts, size=session.resources)
 
     async def release(self, tenant: str, session_id: SessionId) -> None:
         """Give back what was reserved for a session of which there will be no record."""
@@ -181,11 +194,12 @@ class Quotas:
         runtime: Runtime | None,
         amounts: Amounts,
         wish: Wish | None = None,
+        size: Resources | None = None,
     ) -> None:
         limits = self.limits(tenant)
         if not limits.amounts:
             return
-        _require_possible(limits.amounts, runtime, amounts)
+        _require_possible(limits.amounts, runtime, amounts, size)
         until = self._clock.now() + RESERVATION_S
         excess = await self._ledger.reserve(tenant, session_id, amounts, limits.amounts, until)
         asked = None if runtime is None or wish is None else (tenant, runtime.key, wish)
@@ -204,16 +218,17 @@ def amounts_of(session: Session, runtime: Runtime | None) -> Amounts:
         asleep = session.state in _ASLEEP and session.snapshot is not None
         return {Resource.SESSIONS: 1, **({Resource.HIBERNATED: 1} if asleep else {}), **_stored(session)}
     hibernating = {Resource.HIBERNATED: 1} if session.state is SessionState.HIBERNATING else {}
-    return {**awake_amounts(runtime), **hibernating, **_stored(session)}
+    return {**awake_amounts(runtime, session.resources), **hibernating, **_stored(session)}
 
 
-def awake_amounts(runtime: Runtime | None) -> dict[Resource, int]:
-    """What a session with a sandbox of a runtime holds."""
+def awake_amounts(runtime: Runtime | None, size: Resources | None = None) -> dict[Resource, int]:
+    """What a session with a sandbox of a runtime holds; `size`: its own."""
     amounts = {Resource.SESSIONS: 1, Resource.SANDBOXES: 1}
     if runtime is None:
         return amounts
-    amounts[Resource.VCPU] = round((runtime.limits.cpus or 0.0) * 1000)
-    amounts[Resource.MEMORY] = runtime.limits.memory or 0
+    limits = runtime.limits.resized(size)
+    amounts[Resource.VCPU] = round((limits.cpus or 0.0) * 1000)
+    amounts[Resource.MEMORY] = limits.memory or 0
     amounts[Resource.GPUS] = gpus_of(runtime)
     return {resource: amount for resource, amount in amounts.items() if amount}
 
@@ -242,7 +257,7 @@ def _stored(session: Session | None) -> dict[Resource, int]:
     return {Resource.STORED: SnapshotRef(session.snapshot).size}
 
 
-def _require_possible(limits: Amounts, runtime: Runtime | None, amounts: Amounts) -> None:
+def _require_possible(limits: Amounts, runtime: Runtime | None, amounts: Amounts, size: Resources | None) -> None:
     """Raise QuotaForbiddenError for what does not fit even when nothing else runs: waiting would not help."""
     for resource, amount in amounts.items():
         limit = limits.get(resource)
@@ -254,8 +269,9 @@ def _require_possible(limits: Amounts, runtime: Runtime | None, amounts: Amounts
             )  # fmt: skip
     unbounded = {Resource.VCPU: "cpus", Resource.MEMORY: "memory"}
     if runtime is not None and Resource.SANDBOXES in amounts:
+        own = runtime.limits.resized(size)
         for resource, name in unbounded.items():
-            if resource in limits and getattr(runtime.limits, name) is None:
+            if resource in limits and getattr(own, name) is None:
                 raise QuotaForbiddenError(
                     f"{resource}: this tenant may use {_shown(resource, limits[resource])}, and sandboxes of "
                     f"{runtime.key} have no limit of that",

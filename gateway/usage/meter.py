@@ -108,6 +108,13 @@ class Meter:
         if sandbox_id not in self._held:
             self._held[sandbox_id] = _Held(account, now.monotonic)
 
+    def change(self, sandbox_id: SandboxId, account: Account, now: Moment, idle_since: float | None = None) -> None:
+        """Count the sandbox's time on other rows from now on. One that is not held is not an error."""
+        held = self._held.get(sandbox_id)
+        if held is not None and held.account != account:
+            self._count(held, now, idle_since)
+            held.account = account
+
     def end(self, sandbox_id: SandboxId, now: Moment, idle_since: float | None = None) -> None:
         """Count the rest of the sandbox's time. One that is not held is not an error."""
         held = self._held.pop(sandbox_id, None)

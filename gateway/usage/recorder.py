@@ -17,6 +17,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.interfaces import EngineMeter, RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import (
+    Resources,
     Runtime,
     RuntimeKey,
     SandboxId,
@@ -34,6 +35,8 @@ from gateway.usage.meter import Account, Meter, Moment, Size
 SAMPLE_INTERVAL_S = 2.0  # between two ticks of the meter
 STORED_INTERVAL_S = 60.0  # between two looks at all records, which are read a page at a time
 LEASE = "usage"
+# Of sessions of which a request counts on a row of their size; those of others count on that of their runtime's.
+_MAX_SIZES = 10_000
 _STARTS = {
     StartKind.WARM: Quantity.STARTS_WARM,
     StartKind.COLD: Quantity.STARTS_COLD,
@@ -108,6 +111,7 @@ class UsageRecorder:
         self._take_moved = take_moved
         self._engine: EngineMeter | None = provider if isinstance(provider, EngineMeter) else None
         self._used: dict[str, float] = {}  # session -> last use, of sandboxes of a shared engine
+        self._sizes: dict[str, Resources] = {}  # session -> its size, of those that have one of their own and a sandbox
         self._pending: deque[tuple[int, Rows]] = deque()
         self._sequence = 0
         self._flushing = asyncio.Lock()
@@ -120,11 +124,17 @@ class UsageRecorder:
 
     def bound(self, session: Session, sandbox_id: SandboxId, start: StartKind | None) -> None:
         """A session has a sandbox; `start`: newly, and how it came to be."""
-        now, account = self._now(), self._account(session.tenant, session.runtime, session.id)
+        now, account = self._now(), self._account_of(session)
         if start in _STARTS:
             self._meter.add(account, _STARTS[start], 1, now.wall)
         if not self._place.shares_engine:
             self._meter.begin(sandbox_id, account, now)
+
+    def resized(self, session: Session) -> None:
+        """A session's sandbox has another size: its time counts as that from now on."""
+        now, account = self._now(), self._account_of(session)
+        if session.sandbox is not None:
+            self._meter.change(session.sandbox.id, account, now, self._idle_since(session.id, now.wall))
 
     def removed(self, sandbox_id: SandboxId) -> None:
         """A session no longer has that sandbox."""
@@ -132,6 +142,8 @@ class UsageRecorder:
             now = self._now()
             account = self._meter.held.get(sandbox_id)
             self._meter.end(sandbox_id, now, None if account is None else self._idle_since(account.session, now.wall))
+            if account is not None:
+                self._sizes.pop(account.session, None)
 
     # Called by loops.
 
@@ -191,14 +203,16 @@ class UsageRecorder:
         now, held = self._now(), self._meter.held
         found = {each.id: each.session_id for each in await self._provider.list() if each.session_id is not None}
         for sandbox_id in held.keys() - found.keys():
+            self._sizes.pop(held[sandbox_id].session, None)
             self._meter.end(sandbox_id, now, self._idle_since(held[sandbox_id].session, now.wall))
         used: dict[str, float] = {}
         for sandbox_id, session_id in found.items():
             session = await self._store.get(session_id)
             if session is not None:
                 used[session.id] = session.last_active_at
-                account = self._account(session.tenant, session.runtime, session.id)
+                account = self._account_of(session)
                 self._meter.begin(sandbox_id, account, self._now())
+                self._meter.change(sandbox_id, account, self._now())  # another gateway may have resized it
         self._used = used
 
     async def _measure(self) -> None:
@@ -249,7 +263,7 @@ class UsageRecorder:
         return self._leads if session.owner == "" else session.owner == self._place.me
 
     async def _count_one_stored(self, session: Session, seconds: float, now: Moment) -> None:
-        account = self._account(session.tenant, session.runtime, session.id)
+        account = self._account(session.tenant, session.runtime, session.id, session.resources)
         if session.state is SessionState.HIBERNATED:
             self._meter.span(account, Quantity.HIBERNATED_SECONDS, seconds, now.wall)
         assert session.snapshot is not None
@@ -265,17 +279,32 @@ class UsageRecorder:
             return self._used.get(session)
         return self._last_used(SessionId(session), now)
 
-    def _account(self, tenant: str, key: RuntimeKey, session: str) -> Account:
+    def _account_of(self, session: Session) -> Account:
+        """That of a session with a sandbox, whose size is remembered for the requests that it gets."""
+        if session.resources is None:
+            self._sizes.pop(session.id, None)
+        else:
+            self._sizes[session.id] = session.resources
+            if len(self._sizes) > _MAX_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+        return self._account(session.tenant, session.runtime, session.id)
+
+    def _account(self, tenant: str, key: RuntimeKey, session: str, size: Resources | None = None) -> Account:
         runtime = self._catalog.get(key)
-        return Account(tenant, str(key.base), str(Size() if runtime is None else size_of(runtime)), session)
+        shown = Size() if runtime is None else size_of(runtime, size or self._sizes.get(session))
+        return Account(tenant, str(key.base), str(shown), session)
 
     def _now(self) -> Moment:
         return Moment(self._clock.now(), self._clock.monotonic())
 
 
-def size_of(runtime: Runtime) -> Size:
-    """What a runtime's sandboxes may use, by its limits; GPUs as the manifest's containers ask for them."""
-    return Size(runtime.limits.cpus or 0.0, runtime.limits.memory or 0, _gpus(runtime.manifest.get("spec", {})))
+def size_of(runtime: Runtime, size: Resources | None = None) -> Size:
+    """What a runtime's sandboxes may use, by its limits; GPUs as the manifest's containers ask for them.
+
+    `size`: what a session has in place of its runtime's.
+    """
+    limits = runtime.limits.resized(size)
+    return Size(limits.cpus or 0.0, limits.memory or 0, _gpus(runtime.manifest.get("spec", {})))
 
 
 def _gpus(spec: Mapping[str, Any]) -> float:

@@ -107,6 +107,26 @@ def test_sessions_are_made_listed_put_to_sleep_woken_and_ended(server: Server, e
     assert server.state(session)["state"] == "terminated"
 
 
+def test_resize_gives_a_session_another_size(server: Server, environ: dict[str, str]) -> None:
+    """Asleep, so that it is the same where no control group can be written; it says what the session has then."""
+    session = wakegate(environ, "create").stdout.strip()
+    wakegate(environ, "pause", session)
+    done = wakegate(environ, "resize", session, "--memory", "2Gi", "--cpu", "1500m")
+    assert done.stdout == f"{session} has cpu 1.5, memory 2 GiB\n"
+    assert server.state(session)["resources"] == {"cpu": 1.5, "memory": 2 << 30}
+    refused = wakegate(environ, "resize", session, "--memory", "64Gi")
+    assert refused.returncode != 0
+    assert "4 GiB at most" in refused.stderr
+    assert wakegate(environ, "resize", session).returncode == 2
+    assert wakegate(environ, "resize", session, "--reset").stdout == f"{session} has the size of its runtime\n"
+    assert server.state(session)["resources"] is None
+    changed = server.client.patch(
+        f"/v1/sessions/{session}", json={"resources": {"processes": 300}, "metadata": {"for": "resize"}}
+    ).json()
+    assert (changed["resources"], changed["metadata"]) == ({"processes": 300}, {"for": "resize"})
+    wakegate(environ, "rm", session)
+
+
 def test_rm_all_asks_and_spares_what_was_used_lately(server: Server, environ: dict[str, str]) -> None:
     """Nothing is ended without a yes, nor by an age that no session has."""
     session = server.session()

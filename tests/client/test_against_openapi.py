@@ -23,6 +23,7 @@ CALLS: dict[str, Call[Any]] = {
     "end_session": calls.end_session("s"),
     "hibernate": calls.hibernate("s"),
     "wake": calls.wake("s"),
+    "resize": calls.resize("s", {"cpu": 2, "memory": "2Gi", "processes": None}),
     "session_logs": calls.session_logs("s"),
     "execute": calls.execute("s", ["true"], {"timeout": "5s"}),
     "run_code": calls.run_code("s", "1", {"language": "python"}),

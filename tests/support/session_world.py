@@ -44,7 +44,7 @@ class World:
         self.lifecycle, self.opener, self.hibernator = sessions.lifecycle, sessions.opener, sessions.hibernator
         self.recovery, self.admission, self.idleness = sessions.recovery, sessions.admission, sessions.idleness
         self.sweeper, self.durations = sessions.sweeper, sessions.durations
-        self.checkpointer = sessions.checkpointer
+        self.checkpointer, self.resizing = sessions.checkpointer, sessions.resizing
         self.bindings.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
 
     async def record(self, session_id: SessionId) -> Session:

@@ -9,7 +9,17 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.errors import StoreUnavailableError
-from gateway.core.model import Limits, Runtime, SandboxId, SessionState, SnapshotRef, StartKind
+from gateway.core.model import (
+    Endpoint,
+    Limits,
+    Resources,
+    Runtime,
+    Sandbox,
+    SandboxId,
+    SessionState,
+    SnapshotRef,
+    StartKind,
+)
 from gateway.core.usage import Quantity, Retention, Rows, SandboxUsage
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.store.memory import MemoryStore
@@ -218,3 +228,25 @@ def test_size_has_the_gpus_of_the_manifest() -> None:
     agent = replace(SERVED, manifest={"spec": {"podTemplate": {"spec": {"containers": [container, container]}}}})
 
     assert [size_of(each).gpus for each in (SERVED, interpreter, agent)] == [0.0, 2.0, 4.0]
+
+
+async def test_time_counts_by_the_size_of_its_moment(store: MemoryStore, clock: ManualClock) -> None:
+    """A session that was resized is billed for what it had until then, and for what it has from then on."""
+    gateway = Gateway(store, clock, Place("w", "h"))
+    box = Sandbox(SandboxId("sb-1"), RUNTIME, Endpoint(uds="x"), StartKind.COLD, T0)
+    small = session(tenant="acme", sandbox=box)
+    gateway.recorder.bound(small, box.id, StartKind.COLD)
+    clock.advance(10)
+    large = replace(small, resources=Resources(memory=4 << 30))
+    gateway.recorder.resized(large)
+    clock.advance(5)
+    gateway.requests.append(Requests(small.id, "acme", RUNTIME, 1, 50))
+    await gateway.recorder.flush()
+    gateway.recorder.removed(box.id)
+    gateway.requests.append(Requests(small.id, "acme", RUNTIME, 2, 50))
+    await gateway.recorder.flush()
+
+    rows = {key.size: dict(amounts) async for key, amounts in store.usage.read(0, int(T0) * 2, sessions=False)}
+    assert rows["2cpu-1024Mi"][Quantity.SANDBOX_SECONDS] == 10.0
+    assert rows["2cpu-4096Mi"][Quantity.SANDBOX_SECONDS] == 5.0
+    assert [rows[size][Quantity.REQUESTS] for size in ("2cpu-1024Mi", "2cpu-4096Mi")] == [2.0, 1.0]

@@ -77,7 +77,7 @@ def sandbox_document(session: Session, token: str, domain: str | None) -> dict[s
 def listed_document(session: Session, runtime: Runtime | None) -> dict[str, Any]:
     """An entry of a list."""
     record = record_of(session)
-    limits = (runtime or Runtime(session.runtime)).limits
+    limits = (runtime or Runtime(session.runtime)).limits.resized(session.resources)
     return {
         "sandboxID": session.id,
         "templateID": record.template,

@@ -50,6 +50,12 @@ def array_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
+_AMOUNT: Schema = {
+    "description": "A number, or text such as 500m or 2Gi.",
+    "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["2Gi"]}],
+}
+
+
 def nullable(schema: Schema) -> Schema:
     """The schema, or null: the field is always present, as OpenAI's clients expect."""
     return {"anyOf": [schema, {"type": "null"}]}
@@ -170,7 +176,12 @@ SCHEMAS: dict[str, Schema] = {
         runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA, egress=nullable(EGRESS),
         publicPorts=nullable(array_of({"type": "integer", "minimum": 1, "maximum": 65535})),
     ),
-    "SessionChange": obj(ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA),
+    "SessionChange": obj(
+        ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA,
+        resources=nullable(obj(
+            cpu=nullable(_AMOUNT), memory=nullable(_AMOUNT), processes=nullable({"type": "integer", "minimum": 8}),
+        )),
+    ),
     "Session": obj(
         "id runtime state createdAt lastActiveAt expiresAt idleTimeout metadata",
         id=TEXT,
@@ -187,6 +198,7 @@ SCHEMAS: dict[str, Schema] = {
         metadata=METADATA,
         egress=nullable(EGRESS),
         publicPorts=array_of({"type": "integer"}),
+        resources=nullable(obj(cpu=NUMBER, memory=COUNT, processes=COUNT)),
     ),
     "Event": obj(
         "id event at runtime details",

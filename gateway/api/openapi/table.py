@@ -36,8 +36,8 @@ NATIVE: Mapping[str, Operation] = {
     "get_session":
         Operation("GET", "/v1/sessions/{session_id}", "sessions", "Get a session.", ok("Session")),
     "update_session":
-        Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change its ttl, idle timeout or metadata.",
-              ok("Session"), body=ref("SessionChange")),
+        Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change its ttl, idle timeout, metadata, or "
+                  "how much of the machine its sandbox may use.", ok("Session"), body=ref("SessionChange")),
     "delete_session":
         Operation("DELETE", "/v1/sessions/{session_id}", "sessions", "End a session.", {204: Answer("Ended.")}),
     "hibernate_session":

@@ -1,4 +1,4 @@
-"""create, ls, get, pause, wake, rm."""
+"""create, ls, get, resize, pause, wake, rm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.cli.remote.connection import SessionId, complete_session, over_api
 from gateway.cli.remote.progress import waiting
 from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, table_of
 from gateway.core.errors import SettingsError
-from gateway.core.units import parse_lifetime
+from gateway.core.units import parse_lifetime, readable_size
 from wakegate_client import APIError, Client
 
 _WATCH_S = 2.0
@@ -105,6 +105,30 @@ def get(gateway: Client, session: SessionId, output: Output = Format.YAML) -> No
 
 
 @over_api
+def resize(
+    gateway: Client,
+    session: SessionId,
+    cpu: Annotated[str, typer.Option(metavar="CORES", help="E.g. 2 or 500m.")] = "",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="E.g. 2Gi.")] = "",
+    processes: Annotated[int, typer.Option(min=0, help="At a time; threads count.", show_default=False)] = 0,
+    reset: Annotated[bool, typer.Option("--reset", help="Back to what its runtime has.")] = False,
+) -> None:
+    """Change how much of the machine a session may use, while it runs.
+
+    \b
+    wakegate resize ID --memory 2Gi --cpu 2
+    wakegate resize ID --reset
+    """
+    if reset == bool(cpu or memory or processes):
+        raise SettingsError(["name a size with --cpu, --memory or --processes, or --reset, and not both"])
+    with waiting(f"{session} is being resized"):
+        found = gateway.resize(session, cpu=cpu or None, memory=memory or None, processes=processes or None)
+    own = found.get("resources")
+    shown = ", ".join(f"{name} {_amount(name, value)}" for name, value in (own or {}).items())
+    print(f"{plain(session)} has {shown or 'the size of its runtime'}")
+
+
+@over_api
 def pause(gateway: Client, sessions: OptionalIds = None, all_: All = False, older_than: OlderThan = "") -> None:
     """Hibernate sessions: their sandboxes end, files and variables stay.
 
@@ -182,6 +206,10 @@ def _chosen(
         raise SettingsError([f"--older-than: {error}"]) from error
     # All ids before the first is ended, so that no page is read of a list that this command is changing.
     return [each["id"] for each in gateway.list_sessions(state=state, limit=1000) if _unused(each) >= least]
+
+
+def _amount(name: str, value: float) -> str:
+    return readable_size(int(value)) if name == "memory" else f"{value:g}"
 
 
 def _unused(session: Mapping[str, Any]) -> float:

@@ -109,6 +109,33 @@ class CgroupTree:
             raise
         return group
 
+    def resize(self, group: Cgroup, before: Limits, after: Limits) -> None:
+        """Give a group that is in use other limits. After an OSError it has those of before."""
+        done: list[str] = []
+        try:
+            for controller, folder in group.folders.items():
+                done.append(controller)
+                self._change(controller, folder, before, after)
+        except OSError:
+            for controller in reversed(done):
+                try:
+                    self._change(controller, group.folders[controller], after, before)
+                except OSError as error:
+                    logger.warning("%s: limit of %s: %s", group.folders[controller], controller, error)
+            raise
+
+    def _change(self, controller: str, folder: Path, before: Limits, after: Limits) -> None:
+        v2 = self.in_force[controller].endswith("2")
+        swap = folder / "memory.memsw.limit_in_bytes"
+        if controller == "memory" and not v2 and swap.exists() and (after.memory or 0) > (before.memory or 0):
+            # Version 1 refuses a limit of memory above that of memory and swap: for one that grows, that comes first.
+            _write(swap, str(after.memory))
+        _limit(controller, folder, after, v2=v2)
+        if controller == "memory" and after.memory is None:
+            _write(folder / ("memory.max" if v2 else "memory.limit_in_bytes"), "max" if v2 else "-1")
+        elif controller == "cpu" and after.cpus is None:
+            _write(folder / ("cpu.max" if v2 else "cpu.cfs_quota_us"), f"max {CPU_PERIOD_US}" if v2 else "-1")
+
     @property
     def bases(self) -> list[str]:
         """The gateway's group in each hierarchy; for `sweep` in a later run, whose own group may be elsewhere."""

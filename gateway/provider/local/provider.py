@@ -16,8 +16,8 @@ from pathlib import Path
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import SettingsError
-from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
+from gateway.core.errors import SandboxGoneError, SettingsError
+from gateway.core.model import Limits, PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.core.usage import SandboxUsage
 from gateway.provider.local import (
     consumption,
@@ -34,6 +34,7 @@ from gateway.provider.local.egress import BUNDLE_FILE, EgressServer
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
+from gateway.provider.local.resizing import resize
 from gateway.provider.local.safe_delete import TrashCollector
 from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.sandbox_factory import SandboxFactory
@@ -209,6 +210,14 @@ class LocalProvider:
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
         """Set the target of the warm pool. Raises RuntimeNotFoundError."""
         self._pools.resize(runtime, warm)
+
+    async def resize_sandbox(self, sandbox_id: SandboxId, limits: Limits) -> None:
+        """Give it other limits while it runs. See SandboxResizer."""
+        sandbox = self._registry.get(sandbox_id)
+        if sandbox is None or not sandbox.is_alive:
+            raise SandboxGoneError(f"sandbox {sandbox_id} has ended")
+        assert self._groups is not None
+        resize(sandbox, limits, self._groups)
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now. Raises RuntimeNotFoundError."""

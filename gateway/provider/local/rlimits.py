@@ -42,9 +42,13 @@ def may_limit_processes(kernel_release: str, *, uid: int) -> bool:
     return uid != 0 and (major, minor) >= (5, 14)
 
 
-def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool, own_user: bool = False) -> dict[int, int]:
+def plan(
+    limits: Limits, largest: Limits, *, memory_cgroup: bool, own_user_namespace: bool, own_user: bool = False
+) -> dict[int, int]:
     """Resource -> limit (soft and hard alike) for a sandbox with these limits (pure but for the kernel's version).
 
+    `largest`: those that it may grow to while it runs. A limit of a process cannot be raised then, without a right that
+    root does not have in most containers, so it leaves room for that from the start.
     `own_user`: no other process outside has its user, and that is not root.
     """
     wanted = {
@@ -60,12 +64,15 @@ def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool, own_u
         # counts private writable mappings, thread stacks among them (64 threads of 8 MiB: 512 MiB hardly used); so
         # beside a memory group, which counts what is really used, it is four times higher and only stops absurd
         # requests early. Without one it stops a process that allocates faster than memory_watch.py polls.
-        wanted[resource.RLIMIT_DATA] = limits.memory * (4 if memory_cgroup else 1)
+        wanted[resource.RLIMIT_DATA] = max(
+            limits.memory * (4 if memory_cgroup else 1), 2 * (largest.memory or 0) if memory_cgroup else 0
+        )
+    processes = max(limits.processes, largest.processes)
     if own_user:
         # All processes of that user count, on every kernel: bwrap's outer one too.
-        wanted[resource.RLIMIT_NPROC] = limits.processes + OVERHEAD_TASKS + 1
+        wanted[resource.RLIMIT_NPROC] = processes + OVERHEAD_TASKS + 1
     elif own_user_namespace and may_limit_processes(os.uname().release, uid=os.geteuid()):
-        wanted[resource.RLIMIT_NPROC] = limits.processes + OVERHEAD_TASKS
+        wanted[resource.RLIMIT_NPROC] = processes + OVERHEAD_TASKS
     return wanted
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from gateway.core.model import Endpoint, Runtime, Sandbox, SandboxId, SessionId, StartKind
+from gateway.core.model import Endpoint, Limits, Runtime, Sandbox, SandboxId, SessionId, StartKind
 from gateway.provider.local import consumption
 from gateway.provider.local.cgroups import Cgroup
 from gateway.provider.local.process import Process, describe_exit
@@ -34,6 +34,7 @@ class LocalSandbox:
     created_at: float  # epoch seconds
     born: float  # Clock.monotonic
     uid: int | None = None  # its own outside; None: the gateway's
+    resized: Limits | None = None  # its limits, where they are not those of its runtime any more
     state: SandboxState = SandboxState.WARM
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
@@ -41,6 +42,11 @@ class LocalSandbox:
     cpu_unbound_s: float = float("inf")  # CPU time before it was bound; infinite until that was measured
     cpu_bound_s: float = 0.0  # and since, as last read
     end_cause: str = ""  # why the provider ended its processes, for the session's owner
+
+    @property
+    def limits(self) -> Limits:
+        """Its limits now."""
+        return self.resized or self.runtime.limits
 
     @property
     def is_alive(self) -> bool:
@@ -78,6 +84,6 @@ class LocalSandbox:
         code = self.process.exited.result()
         status = describe_exit(code)
         if code == 128 + signal.SIGKILL and self.group.oom_kills():
-            return f"out of memory: over its limit of {self.runtime.limits.memory} bytes ({status})"
+            return f"out of memory: over its limit of {self.limits.memory} bytes ({status})"
         words = self.process.final_output() if self.runtime.agent is not None else ""
         return f"{status}: {words}" if words else status

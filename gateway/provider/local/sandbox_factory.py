@@ -25,6 +25,7 @@ from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.mount_stage import Folders
 from gateway.provider.local.process import Process, Restrict, StartFailedError
+from gateway.provider.local.resizing import largest
 from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.sandbox_users import SandboxUsers, Shown
 from gateway.provider.local.state_dir import StateDir
@@ -282,6 +283,7 @@ class SandboxFactory:
     def _limits(self, runtime: Runtime, group: Cgroup, *, own_user: bool) -> dict[int, int]:
         return rlimits.plan(
             runtime.limits,
+            largest(runtime, group),
             memory_cgroup="memory" in group.folders,
             own_user_namespace=self._report.isolation == "bubblewrap",
             own_user=own_user,

@@ -168,7 +168,9 @@ def test_rlimits_never_rise_above_what_holds_already() -> None:
     """A hard limit of the machine's is kept where it is lower than the runtime's."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (100, 100))
-        planned = rlimits.plan(Limits(memory=1 << 30, file_size=5), memory_cgroup=False, own_user_namespace=False)
+        planned = rlimits.plan(
+            Limits(memory=1 << 30, file_size=5), Limits(), memory_cgroup=False, own_user_namespace=False
+        )
         rlimits.apply(process.pid, planned)
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (100, 100)
         assert resource.prlimit(process.pid, resource.RLIMIT_FSIZE) == (5, 5)
