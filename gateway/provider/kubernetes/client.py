@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Not a type of the API: the first event of `watch`, by which a reflector knows that it is up to date again.
 OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 _REQUEST_TIMEOUT_S = 15.0  # the whole exchange of anything but a watch
 _TRIES = 4
 # Waits between the four tries: up to 0.1, 0.2 and 0.4 s, so a claim fails within a second of an outage.
@@ -88,9 +89,12 @@ class KubeApi:
         """POST. Raises KubeError; a name that is taken is reason AlreadyExists."""
         return await self._ask("POST", path, body)
 
-    async def patch(self, path: str, body: Object) -> Object:
-        """A merge patch (RFC 7386). With metadata.resourceVersion a stale one is refused with reason Conflict."""
-        return await self._ask("PATCH", path, body, content_type=MERGE_PATCH)
+    async def patch(self, path: str, body: Object, *, strategic: bool = False) -> Object:
+        """A merge patch (RFC 7386). With metadata.resourceVersion a stale one is refused with reason Conflict.
+
+        `strategic`: Kubernetes' own kind, in which lists such as a pod's containers are merged by name.
+        """
+        return await self._ask("PATCH", path, body, content_type=STRATEGIC_PATCH if strategic else MERGE_PATCH)
 
     async def replace(self, path: str, body: Object) -> Object:
         """PUT: the whole object; one that carries a stale resourceVersion is refused with reason Conflict."""

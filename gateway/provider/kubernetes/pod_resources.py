@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.core.model import Limits
 from gateway.core.units import parse_quantity
 
 Object = dict[str, Any]
@@ -28,6 +29,25 @@ def with_limits(resources: Mapping[str, Any], disk: int) -> Object:
             continue
         given = requests.setdefault(name, request)
         limits[name] = max(limit, given, key=quantity)
+    return made
+
+
+def with_size(resources: Mapping[str, Any], limits: Limits) -> Object:
+    """The same with other limits on memory and CPU.
+
+    A request stays: what the scheduler keeps free for a sandbox is less than its limit by design. One that was equal to
+    its limit stays equal (a pod's quality-of-service class cannot change), and none is above its limit.
+    """
+    made = _with_text(resources)
+    had, requests = made.get("limits") or {}, made.get("requests") or {}
+    wanted: dict[str, float | None] = {"memory": limits.memory, "cpu": limits.cpus}
+    for name, value in wanted.items():
+        if value is None or name not in had or quantity(had[name]) == value:
+            continue
+        text = str(int(value)) if name == "memory" else f"{round(value * 1000)}m"
+        if name in requests and (requests[name] == had[name] or quantity(requests[name]) > value):
+            requests[name] = text
+        had[name] = text
     return made
 
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
+from gateway.core.model import Limits, PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.core.usage import SandboxUsage
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
@@ -31,6 +31,7 @@ from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Deployment, Pool, Pools
 from gateway.provider.kubernetes.reach import accepts, refuses
 from gateway.provider.kubernetes.reflector import Reflector
+from gateway.provider.kubernetes.resizing import Resizes
 from gateway.provider.kubernetes.template import PodDefaults
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class KubernetesProvider:
         self._marks = Marks(api, self._cache, self._tasks)
         self._lost_nodes = LostNodes(self._cache, self._endings, clock, self._tasks)
         self._consumption = Consumption(api, clock, self._cache)
+        self._resizes = Resizes(api, clock, self._cache, self._pools)
         self._deployments = Deployments(api, defaults, self._cache, self._marks)
 
     async def start(self) -> None:
@@ -123,6 +125,10 @@ class KubernetesProvider:
         Raises RuntimeNotFoundError, KubeError.
         """
         await self._deployments.resize(runtime, self._pools.require(runtime), warm)
+
+    async def resize_sandbox(self, sandbox_id: SandboxId, limits: Limits) -> None:
+        """Give its pod other limits while it runs. See SandboxResizer."""
+        await self._resizes.resize(sandbox_id, limits)
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now, from memory. Raises RuntimeNotFoundError."""

@@ -26,6 +26,7 @@ _RUNTIMES = ("codeinterpreters", "agentruntimes")
 # none there (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources).
 SANDBOXES: tuple[Right, ...] = (
     Right("", "pods", ("get", "list", "watch", "create", "patch", "delete")),
+    Right("", "pods/resize", ("patch",)),
     Right("apps", "deployments", ("get", "list", "watch", "create", "update", "delete")),
     Right("apps", "deployments/scale", ("patch",)),
     Right(names.METRICS_GROUP, "pods", ("list",)),

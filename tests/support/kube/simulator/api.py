@@ -68,6 +68,7 @@ class ApiServer:
         self.asked: set[Asked] = set()
         self.counts: Counter[tuple[str, str]] = Counter()  # (verb, plural[/subresource])
         self.slow_answers = False  # writes are done, and never answered
+        self.resizes = True  # pods have the subresource, as from 1.33 on
         self.conflicts = 0
         self.watches = 0  # streams open now
         self.metrics: metrics.Metrics | None = None  # metrics.k8s.io; None: not installed
@@ -226,6 +227,10 @@ class ApiServer:
         if call.subresource == "scale":
             replicas = call.body["spec"]["replicas"]
             return 200, _scale(self._change(call, lambda obj: merge(obj, {"spec": {"replicas": replicas}})))
+        if call.subresource == "resize":
+            if call.kind is not PODS or not self.resizes:
+                raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            return 200, self._change(call, lambda obj: rules.with_containers(obj, call.body["spec"]["containers"]))
         return 200, self._change(call, lambda obj: merge(obj, call.body))
 
     def _update(self, call: Call) -> tuple[int, Any]:
@@ -247,7 +252,7 @@ class ApiServer:
                     new["metadata"].setdefault(name, obj["metadata"][name])
             # A stale version is told before anything is validated, as the server's storage does.
             if new["metadata"]["resourceVersion"] == obj["metadata"]["resourceVersion"]:
-                rules.check_update(call.kind, obj, new)
+                (rules.check_resize if call.subresource == "resize" else rules.check_update)(call.kind, obj, new)
             return new
 
         return self.objects.update(call.kind, call.namespace or "", call.name or "", whole)

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.core.units import parse_quantity
 from gateway.provider.local import consumption, process_tree
 from gateway.provider.local.bwrap import find_bwrap
 from gateway.provider.local.cgroups import Cgroup
@@ -58,6 +59,10 @@ class Kubelet:
         self.sync_time = 0.2  # until a changed ConfigMap or Secret is in running pods; a real kubelet's is a minute
         self._mounted: dict[Path, tuple[str, str, str]] = {}  # volume -> plural, namespace, name
         self.bad_images: set[str] = set()
+        self.resize_time = 0.05  # until a resize is done, or put off; really a second
+        self.most_memory = float("inf")  # bytes that a container can be resized to on these nodes
+        self.full = False  # no resize is done as long as it is so: others have the room
+        self._sizes: dict[str, dict[str, Object]] = {}  # uid -> container -> the resources that it has
         self._running: dict[str, _Running] = {}
         self._lost: set[str] = set()  # on machines that are gone
         self._silent: list[socket.socket] = []  # see `silence`
@@ -168,6 +173,8 @@ class Kubelet:
             running = self._take_up(pod)
         if running is not None and (change.type == "DELETED" or "deletionTimestamp" in pod["metadata"]):
             running.ending.set()
+        elif running is not None and uid in self._sizes and self._sizes[uid] != _sizes_of(pod):
+            asyncio.get_running_loop().call_later(self.resize_time, self._resize, pod)
 
     def _schedule(self, pod: Object) -> None:
         uid, selector = pod["metadata"]["uid"], pod["spec"].get("nodeSelector") or {}
@@ -193,6 +200,28 @@ class Kubelet:
             bound = self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], bind)
             self._take_up(bound)
 
+    def _resize(self, seen: Object) -> None:
+        """Give a pod's containers the resources of its spec, or say why not."""
+        uid = seen["metadata"]["uid"]
+        with suppress(ApiError):
+            pod = self._present(seen)
+            wanted = _sizes_of(pod)
+            if uid not in self._running or pod["metadata"]["uid"] != uid:
+                return
+            said = _condition("PodResizePending", False)
+            if any(parse_quantity(each["limits"]["memory"]) > self.most_memory for each in wanted.values()):
+                said = _condition("PodResizePending", True, "Infeasible", "Node didn't have enough capacity: memory")
+            elif self.full and wanted != self._sizes[uid]:
+                said = _condition("PodResizePending", True, "Deferred", "Node didn't have enough resource: memory")
+                asyncio.get_running_loop().call_later(0.2, self._resize, seen)
+            else:
+                self._sizes[uid] = wanted
+            statuses = [
+                {**each, "resources": self._sizes[uid][each["name"]]} for each in pod["status"]["containerStatuses"]
+            ]
+            rest = [each for each in pod["status"].get("conditions", []) if each["type"] != said["type"]]
+            self._set(pod, containerStatuses=statuses, conditions=[*rest, said])
+
     def _take_up(self, pod: Object) -> _Running:
         running = _Running(asyncio.get_running_loop().create_task(self._look_after(pod)))
         self._running[pod["metadata"]["uid"]] = running
@@ -213,6 +242,7 @@ class Kubelet:
                 _kill(process)
             await asyncio.gather(*(process.wait() for process in running.processes))
             del self._running[uid]
+            self._sizes.pop(uid, None)
             shutil.rmtree(self._folder / uid, ignore_errors=True)
 
     async def _live(self, pod: Object, running: _Running) -> None:
@@ -420,10 +450,14 @@ class Kubelet:
         if last:
             entry["lastState"] = {"terminated": {"reason": "OOMKilled" if last == "OOMKilled" else "Error",
                                                  "exitCode": 137 if last == "OOMKilled" else 1}}  # fmt: skip
+        sizes = self._sizes.setdefault(pod["metadata"]["uid"], _sizes_of(pod))
         statuses = [
-            {**entry, "name": container["name"], "image": container["image"], "imageID": ""}
+            {
+                **entry, "name": container["name"], "image": container["image"], "imageID": "",
+                "resources": sizes[container["name"]],
+            }
             for container in pod["spec"]["containers"]
-        ]
+        ]  # fmt: skip
         kept = [c for c in self._present(pod)["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         both = [_condition(kind, ready) for kind in ("Ready", "ContainersReady")]
         self._set(pod, containerStatuses=statuses, conditions=[*kept, *both])
@@ -445,6 +479,11 @@ class Kubelet:
 def is_due(pod: Object) -> bool:
     """Whether a kubelet has to look after it: on a node, and not ended."""
     return bool(pod["spec"].get("nodeName")) and pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _sizes_of(pod: Object) -> dict[str, Object]:
+    """The resources of a pod's containers by its spec."""
+    return {each["name"]: each.get("resources") or {} for each in pod["spec"]["containers"]}
 
 
 def hollow_pod(runtime: str, index: int) -> Object:

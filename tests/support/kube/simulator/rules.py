@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.core.units import parse_quantity
 from tests.support.kube.schema import problems_of
-from tests.support.kube.simulator.objects import ApiError, Kind, Object
+from tests.support.kube.simulator.objects import ApiError, Kind, Object, merge
 
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9][-a-z0-9.]{0,252}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -57,6 +58,40 @@ def check_update(kind: Kind, old: Object, new: Object) -> None:
         mutable = ("activeDeadlineSeconds", "nodeName")
         if _without(old["spec"], mutable) != _without(new["spec"], mutable):
             raise ApiError(422, "Invalid", "spec: Forbidden: pod updates may not change fields other than a few")
+
+
+def with_containers(pod: Object, containers: list[Object]) -> Object:
+    """A strategic merge of a pod's containers: by name, their lists of limits and requests merged too."""
+    given = {each["name"]: each for each in containers}
+    merged = [merge(each, given.pop(each["name"], {})) for each in pod["spec"]["containers"]]
+    return {**pod, "spec": {**pod["spec"], "containers": [*merged, *given.values()]}}
+
+
+def check_resize(kind: Kind, old: Object, new: Object) -> None:
+    """Raise ApiError 422 for a resize that changes more than CPU and memory, or the quality-of-service class."""
+    check(kind, new)
+
+    def rest(pod: Object) -> list[Object]:
+        return [_without(each, ("resources",)) for each in pod["spec"]["containers"]]
+
+    if rest(old) != rest(new) or _without(old["spec"], ("containers",)) != _without(new["spec"], ("containers",)):
+        raise ApiError(422, "Invalid", "spec: Forbidden: only cpu and memory resources are mutable")
+    for before, after in zip(old["spec"]["containers"], new["spec"]["containers"], strict=True):
+        if _is_guaranteed(before) != _is_guaranteed(after):
+            raise ApiError(
+                422, "Invalid", "metadata: Invalid value: Pod QOS Class may not change as a result of resizing"
+            )
+        given = after["resources"]
+        for name, request in (given.get("requests") or {}).items():
+            if name in (given.get("limits") or {}) and parse_quantity(request) > parse_quantity(given["limits"][name]):
+                raise ApiError(422, "Invalid", f"spec.containers[0].resources.requests: must not exceed {name} limit")
+
+
+def _is_guaranteed(container: Object) -> bool:
+    given = container.get("resources") or {}
+    return bool(given.get("limits")) and all(
+        (given.get("requests") or given["limits"]).get(name) == given["limits"].get(name) for name in ("cpu", "memory")
+    )
 
 
 def fill(kind: Kind, obj: Object) -> None:
