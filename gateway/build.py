@@ -140,7 +140,13 @@ def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = N
     Without a gate its sandboxes have no egress.
     """
     from gateway.provider.local import LocalProvider
+    from gateway.provider.local.gpus import LIBRARIES, find_gpus
+    from gateway.provider.local.machine import capacity
 
+    try:
+        gpus = find_gpus(settings.gpus, libraries=(*map(str, settings.gpu_libraries), *LIBRARIES))
+    except ValueError as error:
+        raise SettingsError([f"--gpus {settings.gpus}: {error}"]) from None
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
     provider = LocalProvider(
@@ -153,6 +159,8 @@ def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = N
         disk_reserve=settings.disk_reserve,
         egress=gate,
         sandbox_uids=settings.sandbox_uids,
+        capacity=capacity(settings.bookable_cpus, settings.bookable_memory, gpus),
+        gpus=gpus,
     )
     return provider, keys
 

@@ -20,6 +20,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",
         "sandbox_python", "picture_max_side", "max_sandboxes", "sandbox_start_timeout", "isolation", "sandbox_uids",
+        "bookable_cpus", "bookable_memory", "gpus", "gpu_libraries",
         "disk_reserve", "egress_refuse", "egress_ca", "egress_port", "egress_address", "package_cache", "package_index",
     ),
     "records, and several gateways": (

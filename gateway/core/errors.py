@@ -25,9 +25,11 @@ code that is used twice shows.
     ├── UnavailableError 503 UNAVAILABLE         a dependency is unavailable (Retry-After)
     │   ├── StoreUnavailableError
     │   ├── SandboxStartError                    a sandbox could not be started
+    │   ├── NoCapacityError                      what its runtime requests of the machine is not free
     │   ├── OwnerAwayError                       the gateway that owns this session is not running
     │   ├── TokenRefusedError                    picod rejects this gateway's token
     │   └── DrainingError                        this gateway is shutting down
+    ├── NeverFitsError 503 NO_CAPACITY           this machine does not have what its runtime requests
     ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
     ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the exchange with the sandbox hit an idle timeout
     ├── SnapshotError 500 SNAPSHOT_FAILED        a workspace could not be kept or restored
@@ -295,6 +297,20 @@ class SandboxStartError(UnavailableError):
     """A sandbox could not be started; the message carries the reason."""
 
     code = "SANDBOX_START_FAILED"
+
+
+class NoCapacityError(UnavailableError):
+    """What a runtime requests of this machine is booked by other sandboxes; the message says what is short."""
+
+    code = "NO_CAPACITY"
+    retry_after = 5.0
+
+
+class NeverFitsError(WakegateError):
+    """This machine does not have what a runtime requests, whatever else runs: coming back does not help."""
+
+    status = 503
+    code = "NO_CAPACITY"
 
 
 class SandboxGoneError(SandboxStartError):

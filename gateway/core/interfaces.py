@@ -256,6 +256,19 @@ class SandboxResizer(Protocol):
 
 
 @runtime_checkable
+class MachineBookings(Protocol):
+    """An engine that books what sandboxes request of its machine."""
+
+    def booked(self) -> Mapping[str, float]:
+        """What is booked now, by resource: cpu in cores, memory in bytes, gpu."""
+        ...
+
+    def bookable(self) -> Mapping[str, float]:
+        """All that may be booked."""
+        ...
+
+
+@runtime_checkable
 class LossCounter(Protocol):
     """An engine that shows in a pool's status which sandboxes were lost.
 

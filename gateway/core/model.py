@@ -138,6 +138,19 @@ class Resources:
     processes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What of its machine is kept free for one sandbox, as `resources.requests` has it; limits say what it may use."""
+
+    millicores: int = 0  # thousandths of a core, so that sums are exact
+    memory: int = 0  # bytes
+    gpus: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether it requests anything."""
+        return bool(self.millicores or self.memory or self.gpus)
+
+
 SIZES = ("cpus", "memory", "processes")  # the fields of Resources
 
 
@@ -286,6 +299,7 @@ class Runtime:
     image: str = ""  # the local engine ignores it
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
+    requests: Requests = Requests()  # the local engine books them; in a cluster the scheduler reads the manifest's
     max_resources: Resources = Resources()  # spec.wakegate.maxResources
     session_timeout: float = 900.0  # idle seconds
     max_session_duration: float = 28800.0

@@ -200,6 +200,27 @@ class Settings:
     max_sandboxes: int = _setting(
         512, "sandboxes bound to sessions on this gateway at once; beyond that 429 with Retry-After", kind="int", low=1
     )
+    bookable_cpus: int = _setting(
+        0,
+        "local engine: cores that the sandboxes of runtimes with `resources.requests` may request in all; 0: those of"
+        " the machine",
+        kind="int",
+        low=0,
+        high=4096,
+    )
+    bookable_memory: int = _setting(
+        0, "local engine: memory that they may request in all; 0: that of the machine", kind="size"
+    )
+    gpus: str = _setting(
+        "auto",
+        "local engine: NVIDIA GPUs that sandboxes may have, by index, and MIG instances as GPU/GI/CI, e.g. 0,1/1/0;"
+        " auto: all whole ones; none",
+        kind="text",
+        metavar="LIST",
+    )
+    gpu_libraries: tuple[Path, ...] = _setting(
+        (), "folder with libcuda.so.1, if it is in none of the usual ones", kind="paths", metavar="FOLDER"
+    )
     token_algorithm: str = _setting(
         "EdDSA",
         "signature algorithm of tokens for picod; RS256 is for AgentCube's own executors",

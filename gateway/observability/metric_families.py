@@ -30,6 +30,14 @@ def gauges(name: str, text: str, values: Mapping[str, float]) -> Metric:
     return family
 
 
+def resources(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    """A gauge family with one sample per resource: cpu in cores, memory in bytes, gpu."""
+    family = GaugeMetricFamily(name, text, labels=["resource"])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
 def counts(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -> Metric:
     """A counter family; keys are label values, several as a tuple."""
     family = CounterMetricFamily(name, text, labels=labels)

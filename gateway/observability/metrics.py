@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
 from gateway.core.errors import RuntimeNotFoundError
-from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
+from gateway.core.interfaces import MachineBookings, RuntimeCatalog, SandboxProvider
 from gateway.core.model import PoolStatus, RuntimeKey, StartKind
 from gateway.core.usage import Quantity
 from gateway.observability.counters import Counters, Histogram
@@ -27,6 +27,7 @@ from gateway.observability.metric_families import (
     counts,
     gauges,
     histograms,
+    resources,
     task_families,
 )
 from gateway.observability.metric_sources import AuditTrail, PoolForecasts, RouteTable, TaskLoad, TokenCount
@@ -99,6 +100,11 @@ class Metrics:
         yield GaugeMetricFamily("wakegate_routes", "Live sessions with a route in memory", len(routes))
         yield GaugeMetricFamily("wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", len(self._bound))
         yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._routes.leaving))
+        machine = self._provider if isinstance(self._provider, MachineBookings) else None
+        yield resources(
+            "wakegate_booked", "What sandboxes request of this machine", machine.booked() if machine else {}
+        )
+        yield resources("wakegate_bookable", "What they may request in all", machine.bookable() if machine else {})
         yield from self._pools(pools)
 
     def _pools(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import HibernationMode, Kind, Limits, Runtime, RuntimeKey
+from gateway.core.model import HibernationMode, Kind, Limits, Requests, Runtime, RuntimeKey
 from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, several, target_ports
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
@@ -35,6 +35,7 @@ from gateway.runtimes.sections import (
     read_preload,
     read_public_ports,
     read_python,
+    read_requests,
 )
 from gateway.runtimes.tools import parse_tools
 from gateway.runtimes.validation import checked
@@ -183,6 +184,7 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
             template.get("environment", ()), f"{place}environment", reader, references=in_cluster
         ),
         limits=read_limits(template.get("resources", {}), place, extra, reader),
+        requests=Requests() if in_cluster else read_requests(template.get("resources", {}), place, reader),
         auth=spec.get("authMode", "picod") == "picod",
         hibernation=HibernationMode(extra.get("hibernation", HibernationMode.STATE)),
         checkpoint_interval=interval,
@@ -209,6 +211,7 @@ def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None,
         image=container.get("image", ""),
         environment=environment,
         limits=read_limits(container.get("resources", {}), CONTAINER, {}, reader),
+        requests=read_requests(container.get("resources", {}), CONTAINER, reader),
         auth=True,  # picod runs before the agent
         hibernation=HibernationMode.OFF,
         code_context="off",

@@ -332,7 +332,12 @@ def container() -> Schema:
         "workingDir": text(),
         "env": list_of(environment_variable()),
         "ports": list_of(any_object()),
-        "resources": {**object_of({"limits": {"type": "object", "additionalProperties": quantity()}}), PRESERVE: True},
+        "resources": {
+            **object_of(
+                {each: {"type": "object", "additionalProperties": quantity()} for each in ("limits", "requests")}
+            ),
+            PRESERVE: True,
+        },
         "readinessProbe": {**object_of(probe), PRESERVE: True},
     }
     return {**object_of(fields), PRESERVE: True}

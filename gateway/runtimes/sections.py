@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Resources
+from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Requests, Resources
 from gateway.egress.rule_entries import MAX_ENTRIES, Entry, parse_entry
 from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files
@@ -120,6 +120,23 @@ def read_limits(resources: Mapping[str, Any], place: str, extra: Mapping[str, An
         file_size=int(reader.quantity(own, "fileSize", own_prefix) or defaults.file_size),
         tmp_size=int(reader.quantity(own, "tmpSize", own_prefix) or defaults.tmp_size),
         workspace_size=int(workspace) if workspace is not None else defaults.workspace_size,
+    )
+
+
+def read_requests(resources: Mapping[str, Any], place: str, reader: Reader) -> Requests:
+    """What of the machine is kept free for one sandbox. GPUs are whole, and may be among the limits."""
+    found = {}
+    for kind in ("limits", "requests"):
+        given, prefix = resources.get(kind, {}), f"{place}resources.{kind}."
+        for name in given:
+            if str(name).endswith("/gpu") and (amount := reader.quantity(given, name, prefix)) is not None:
+                if amount != int(amount):
+                    reader.problem(f"{prefix}{name}", "expected a whole number of GPUs", given[name])
+                found[name] = int(amount)
+    given, prefix = resources.get("requests", {}), f"{place}resources.requests."
+    cpus, memory = reader.quantity(given, "cpu", prefix), reader.quantity(given, "memory", prefix)
+    return Requests(
+        millicores=max(1, round(cpus * 1000)) if cpus else 0, memory=int(memory or 0), gpus=sum(found.values())
     )
 
 

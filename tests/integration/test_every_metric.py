@@ -23,9 +23,12 @@ MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
 kind: CodeInterpreter
 metadata: {name: my-interpreter}
-spec: {template: {image: none, resources: {limits: {cpu: "4"}}}, warmPoolSize: 1, wakegate: {pool: {min: 1, max: 3}}}
+spec:
+  template: {image: none, resources: {limits: {cpu: "4"}, requests: {cpu: 10m}}}
+  warmPoolSize: 1
+  wakegate: {pool: {min: 1, max: 3}}
 """
-CONSTANT = {"wakegate_build_info"}  # says what runs
+CONSTANT = {"wakegate_build_info", "wakegate_bookable"}  # what runs, and what the machine has
 # 0 or absent until this gateway leads the autoscaler, which may be before the first scrape.
 AT_ONCE = {"wakegate_autoscaler_leads", "wakegate_pool_forecast_quantile", "wakegate_pool_forecast_level"}
 # tests/egress: they take a world of hosts to reach, and a process to kill.

@@ -102,6 +102,7 @@ class BwrapConfig:
     limits: Limits
     disable_userns: bool = True
     hidden: tuple[str, ...] = ()  # folders on the host that no bind may show: they are empty inside
+    devices: Mapping[str, str] = field(default_factory=dict)  # nodes below /dev, path inside -> path on the host
     shown: Mapping[str, str] = field(default_factory=dict)  # path on the host -> where bwrap's user reaches it
 
 
@@ -174,8 +175,15 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     for name in config.host.proc_masked:
         args += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     for name in config.host.proc_covered:
-        args += ["--size", "4096", "--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}"]
+        args += ["--size", "4096", "--tmpfs", f"/proc/{name}"]
+        if name == "driver" and config.devices:  # libcuda reads there how the driver was loaded
+            args += ["--ro-bind-try", "/proc/driver/nvidia", "/proc/driver/nvidia"]
+        args += ["--remount-ro", f"/proc/{name}"]
     args += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    for inside, source in config.devices.items():
+        # Not remounted read-only: with that bwrap forbids the use of devices there. Its owner is root, and the sandbox
+        # is not (sandbox_factory.py), so its mode cannot be changed.
+        args += ["--dev-bind", source, inside]
     args += ["--perms", "1777", "--size", str(config.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
     args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
     for inside, source in minimal_binds(config.readonly, config.host).items():

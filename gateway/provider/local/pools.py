@@ -15,8 +15,9 @@ from functools import partial
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
-from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.core.errors import NeverFitsError, NoCapacityError, RuntimeNotFoundError, SandboxStartError
+from gateway.core.model import PoolStatus, Requests, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.provider.local.booking import Booking, Ledger, victims
 from gateway.provider.local.pool_state import MAX_FAILED_STARTS, PoolState
 from gateway.provider.local.process import StartFailedError
 from gateway.provider.local.registry import SandboxRegistry
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 # should be answered before that: a create took 5 ms with the refill begun at once and takes 2.7 ms with this pause
 # (loadtest/session_bench.py).
 _REFILL_DELAY_S = 0.01
+# How long a claim waits for room on the machine: less than requests are held (sessions/admission.py), so that its
+# client reads what is short.
+ROOM_WAIT_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -51,9 +55,10 @@ class _Pool:
 class Pools:
     """One warm pool per runtime. Nothing is started before `open`, nor after `close`."""
 
-    def __init__(self, registry: SandboxRegistry, tasks: Tasks, clock: Clock) -> None:
-        """Starts run as `tasks`, whose owner cancels them after `close`."""
+    def __init__(self, registry: SandboxRegistry, tasks: Tasks, clock: Clock, ledger: Ledger) -> None:
+        """Starts run as `tasks`, whose owner cancels them after `close`. `ledger`: what sandboxes have booked."""
         self._registry, self._tasks, self._clock = registry, tasks, clock
+        self._ledger = ledger
         self._pools: dict[RuntimeKey, _Pool] = {}
         # Two per core: while one start waits for its process, or for the disk, the other computes.
         self._limiter = StartLimiter(refills=2 * (os.cpu_count() or 1))
@@ -130,9 +135,12 @@ class Pools:
         pause = pool.state.refusal(now)
         if pause is not None:
             raise _start_error(runtime, pool.state.last_error, pause)
+        if lacking := self._ledger.never_fits(pool.runtime.requests):
+            raise NeverFitsError(f"{runtime} requests more than this machine has: {lacking}")
         waiter: asyncio.Future[LocalSandbox] = asyncio.get_running_loop().create_future()
         pool.state.waiters.append(waiter)
         self._fill(pool, urgent=True)
+        refusal = asyncio.get_running_loop().call_later(ROOM_WAIT_S, self._refuse_for_room, pool, waiter)
         try:
             return await waiter, StartKind.COLD
         except asyncio.CancelledError:
@@ -142,6 +150,22 @@ class Pools:
                 # It was handed over as its caller was cancelled; a sandbox is never bound twice.
                 self._registry.end_soon([waiter.result()])
             raise
+        finally:
+            refusal.cancel()
+
+    def _refuse_for_room(self, pool: _Pool, waiter: asyncio.Future[LocalSandbox]) -> None:
+        """Refuse a claim that no start is under way for, as others have booked what it needs."""
+        state, short = pool.state, self._ledger.short_of(pool.runtime.requests)
+        if waiter.done() or waiter not in state.waiters or not short or state.waiters.index(waiter) < state.starting:
+            return
+        state.waiters.remove(waiter)
+        waiter.set_exception(
+            NoCapacityError(
+                f"no room for a sandbox of {pool.runtime.key} within {ROOM_WAIT_S:g} s: {short}; end or hibernate a "
+                "session, or try again later"
+            )
+        )
+        self._fill_all()
 
     def resize(self, runtime: RuntimeKey, warm: int) -> None:
         """Set the number of warm sandboxes. Raises RuntimeNotFoundError."""
@@ -151,7 +175,10 @@ class Pools:
 
     def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now. Raises RuntimeNotFoundError."""
-        state = self._pool(runtime).state
+        pool = self._pool(runtime)
+        state = pool.state
+        missing = state.target + len(state.waiters) > len(state.ready) + state.starting
+        short = self._ledger.short_of(pool.runtime.requests) if missing else ""
         retry_at = None if state.retry_at is None else self._clock.now() + state.retry_at - self._clock.monotonic()
         return PoolStatus(
             runtime=runtime,
@@ -159,8 +186,9 @@ class Pools:
             ready=len(state.ready),
             starting=state.starting,
             claimed=self._registry.claimed(runtime),
-            failures=state.failures,
-            last_error=state.last_error,
+            # As for a pod that fits on no node: nothing starts until something ends.
+            failures=max(state.failures, MAX_FAILED_STARTS) if short else state.failures,
+            last_error=f"no room: {short}" if short else state.last_error,
             retry_at=retry_at,
             lead_time_p50=state.lead_time(0.5),
             lead_time_p90=state.lead_time(0.9),
@@ -180,12 +208,17 @@ class Pools:
 
     def forget(self, sandbox: LocalSandbox) -> None:
         """A sandbox is being ended: take it out of its pool."""
+        self._ledger.ends(sandbox.booking)
         pool = self._pools.get(sandbox.runtime.key)
         if pool is not None:
             pool.state.forget(sandbox)
 
     def refill(self, sandbox: LocalSandbox) -> None:
-        """A sandbox is gone: replace it if its pool is short."""
+        """A sandbox is gone: replace it if its pool is short, or start what waited for its room."""
+        if sandbox.booking is not None:
+            self._ledger.release(sandbox.booking)
+            self._fill_all()
+            return
         pool = self._pools.get(sandbox.runtime.key)
         if pool is not None:
             self._fill(pool)
@@ -197,15 +230,57 @@ class Pools:
         if not self._running:
             return
         now = self._clock.monotonic()
-        count = pool.state.wanted(now)
-        pool.state.start_ordered(count)
-        for index in range(count):
-            self._tasks.spawn(self._start_one(pool, pool.runtime, now, urgent=urgent and index == 0))
+        bookings = self._book(pool, pool.state.wanted(now))
+        pool.state.start_ordered(len(bookings))
+        for index, booking in enumerate(bookings):
+            self._tasks.spawn(self._start_one(pool, pool.runtime, booking, now, urgent=urgent and index == 0))
         pool.cancel_retry()
         if pool.state.retry_at is not None and pool.state.retry_at > now:
             pool.retry = asyncio.get_running_loop().call_later(pool.state.retry_at - now, self._fill, pool)
 
-    async def _start_one(self, pool: _Pool, runtime: Runtime, ordered: float, *, urgent: bool) -> None:
+    def _fill_all(self) -> None:
+        """Order what is missing in all pools, as room has become free: those whose claims wait come first."""
+        for pool in sorted(self._pools.values(), key=lambda pool: len(pool.state.waiters) <= pool.state.starting):
+            self._fill(pool)
+
+    def _book(self, pool: _Pool, count: int) -> list[Booking | None]:
+        """Book room for up to `count` starts; as many as there is room for, and all where nothing is requested."""
+        requests, state = pool.runtime.requests, pool.state
+        if not requests:
+            return [None] * count
+        bookings: list[Booking | None] = []
+        claims = len(state.waiters) - state.starting  # of claims that no start is under way for
+        for index in range(count):
+            # A warm sandbox takes no room that a claim of any runtime waits for.
+            if index >= claims and any(each is not pool and self._lacks_room(each) for each in self._pools.values()):
+                break
+            booking = self._ledger.book(requests)
+            if booking is None:
+                if index < claims:
+                    self._make_room(requests)
+                break
+            bookings.append(booking)
+        return bookings
+
+    def _lacks_room(self, pool: _Pool) -> bool:
+        """Whether a claim waits that no start is under way for, as there is no room."""
+        waits = len(pool.state.waiters) > pool.state.starting
+        return waits and bool(self._ledger.short_of(pool.runtime.requests))
+
+    def _make_room(self, requests: Requests) -> None:
+        """End warm sandboxes for a claim that does not fit: of the fullest pools first, and of each the newest."""
+        pools = sorted(self._pools.values(), key=lambda pool: -len(pool.state.ready))
+        warm = [each for pool in pools for each in reversed(pool.state.ready)]
+        held = {each.booking.id: each for each in warm if each.booking is not None}
+        chosen = victims(self._ledger, requests, [each.booking for each in warm if each.booking is not None])
+        if chosen:
+            logger.debug("%d warm sandboxes end for a claim", len(chosen))
+        self._registry.end_soon([held[booking.id] for booking in chosen])
+
+    async def _start_one(
+        self, pool: _Pool, runtime: Runtime, booking: Booking | None, ordered: float, *, urgent: bool
+    ) -> None:
+        started = False
         try:
             if not urgent:
                 await asyncio.sleep(_REFILL_DELAY_S)
@@ -214,13 +289,21 @@ class Pools:
                 if pool.state.surplus() or not self._serves(pool, runtime):
                     pool.state.start_withdrawn()
                 else:
-                    self._arrived(pool, await self._registry.start(runtime), ordered)
+                    sandbox = await self._registry.start(runtime, booking)
+                    started = True
+                    self._arrived(pool, sandbox, ordered)
         except StartFailedError as error:
             self._start_failed(pool, str(error))
         except Exception as error:  # a bug must reach the waiting claim, not hang it
             logger.exception("starting a sandbox of %s", runtime.key)
             self._start_failed(pool, f"{type(error).__name__}: {error}")
-        self._fill(pool)
+        finally:
+            if not started:
+                self._ledger.release(booking)
+        if booking is not None and not started:
+            self._fill_all()
+        else:
+            self._fill(pool)
 
     def _arrived(self, pool: _Pool, sandbox: LocalSandbox, ordered: float) -> None:
         if not self._serves(pool, sandbox.runtime):

@@ -24,13 +24,16 @@ from gateway.provider.local import (
     disk_quota,
     disk_usage,
     interpreters,
+    machine,
     memory_watch,
     safe_delete,
     sandbox_users,
 )
+from gateway.provider.local.booking import Capacity, Ledger
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.egress import BUNDLE_FILE, EgressServer
+from gateway.provider.local.gpus import NO_GPUS, Gpus
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
@@ -67,12 +70,15 @@ class LocalProvider:
         disk_reserve: int = 0,
         egress: EgressServer | None = None,
         sandbox_uids: str = sandbox_users.AUTO,
+        capacity: Capacity | None = None,
+        gpus: Gpus = NO_GPUS,
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment for user code.
 
         `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py. `egress`: the service by which sandboxes
         reach out; None: they do not.
-        `sandbox_uids`: users of sandboxes outside, a range of ids, `auto` or `shared`.
+        `sandbox_uids`: users of sandboxes outside, a range of ids, `auto` or `shared`. `capacity`: what runtimes may
+        request; None: all that this machine has, and `gpus`.
         """
         self._egress = egress
         self._path, self._keys_dir, self._clock = state_dir, keys_dir, clock
@@ -86,7 +92,9 @@ class LocalProvider:
         self._tasks = Tasks()
         self._trash = TrashCollector()
         self._registry = SandboxRegistry(self._trash)
-        self._pools = Pools(self._registry, self._tasks, clock)
+        self._gpus = gpus
+        self._ledger = Ledger(capacity or machine.capacity(gpus=gpus))
+        self._pools = Pools(self._registry, self._tasks, clock, self._ledger)
         self._workspaces = Workspaces(self._registry, self._disk, self._trash, clock)
         self._registry.on_death(self._pools.died)
         self._registry.on_ending(self._pools.forget)
@@ -131,6 +139,7 @@ class LocalProvider:
             self._code_context,
             self._egress,
             self._users,
+            self._gpus,
         )
         self._registry.open(factory)
         self._workspaces.open(state_dir)
@@ -218,6 +227,14 @@ class LocalProvider:
             raise SandboxGoneError(f"sandbox {sandbox_id} has ended")
         assert self._groups is not None
         resize(sandbox, limits, self._groups)
+
+    def booked(self) -> Mapping[str, float]:
+        """What sandboxes have booked. See MachineBookings."""
+        return self._ledger.booked()
+
+    def bookable(self) -> Mapping[str, float]:
+        """What they may book."""
+        return self._ledger.bookable()
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now. Raises RuntimeNotFoundError."""

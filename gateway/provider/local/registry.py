@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from gateway.core.model import Runtime, RuntimeKey, SandboxEvent, SandboxId
+from gateway.provider.local.booking import Booking
 from gateway.provider.local.safe_delete import TrashCollector
 from gateway.provider.local.sandbox import LocalSandbox, SandboxState
 from gateway.provider.local.sandbox_factory import SandboxFactory
@@ -77,13 +78,17 @@ class SandboxRegistry:
         """Events of claimed sandboxes that exit unasked, from this call on. Ends with aclose()."""
         return self._watches.begin()
 
-    async def start(self, runtime: Runtime) -> LocalSandbox:
-        """Start a sandbox and wait until it is healthy. Raises StartFailedError."""
+    async def start(self, runtime: Runtime, booking: Booking | None = None) -> LocalSandbox:
+        """Start a sandbox and wait until it is healthy. Raises StartFailedError.
+
+        The booking is its own from the moment that this returns, until `on_gone`.
+        """
         assert self._factory is not None
         try:
-            sandbox = await self._factory.start(runtime)
+            sandbox = await self._factory.start(runtime, () if booking is None else booking.gpus)
         finally:
             self._trash.request()
+        sandbox.booking = booking
         self._all[sandbox.id] = sandbox
         sandbox.process.exited.add_done_callback(lambda _: self._on_exit(sandbox))
         return sandbox

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.core.model import Endpoint, Limits, Runtime, Sandbox, SandboxId, SessionId, StartKind
 from gateway.provider.local import consumption
+from gateway.provider.local.booking import Booking
 from gateway.provider.local.cgroups import Cgroup
 from gateway.provider.local.process import Process, describe_exit
 
@@ -34,6 +35,7 @@ class LocalSandbox:
     created_at: float  # epoch seconds
     born: float  # Clock.monotonic
     uid: int | None = None  # its own outside; None: the gateway's
+    booking: Booking | None = None  # of what its runtime requests
     resized: Limits | None = None  # its limits, where they are not those of its runtime any more
     state: SandboxState = SandboxState.WARM
     start: StartKind = StartKind.WARM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from gateway.provider.local import (
     rlimits,
 )
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
+from gateway.provider.local.gpus import NO_GPUS, Gpus
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.mount_stage import Folders
 from gateway.provider.local.process import Process, Restrict, StartFailedError
@@ -49,11 +50,13 @@ class SandboxFactory:
         code_context: str,
         egress_server: egress.EgressServer | None = None,
         users: SandboxUsers | None = None,
+        gpus: Gpus = NO_GPUS,
     ) -> None:
         """`egress_server`: who serves the egress of sandboxes; None: they have none.
 
-        `users`: None: all sandboxes have the gateway's.
+        `users`: None: all sandboxes have the gateway's. `gpus`: that sandboxes may have.
         """
+        self._gpus = gpus
         self._egress_server, self._users = egress_server, users
         self._state_dir, self._groups, self._report = state_dir, groups, report
         self._keys = keys.resolve()
@@ -65,8 +68,8 @@ class SandboxFactory:
         self._picod_python = interpreters.gateway_python()
         self._stuck: list[Cgroup] = []  # groups that still held a dying process when they were to be removed
 
-    async def start(self, runtime: Runtime) -> LocalSandbox:
-        """A healthy sandbox, unclaimed. Raises StartFailedError with the reason; nothing of it remains then."""
+    async def start(self, runtime: Runtime, gpus: Sequence[str] = ()) -> LocalSandbox:
+        """A healthy sandbox, unclaimed, with these GPUs. Raises StartFailedError; nothing of it remains then."""
         name = SandboxId(f"sb-{secrets.token_hex(8)}")
         born, created_at = self._clock.monotonic(), self._clock.now()
         workspace = self._state_dir.workspaces / name
@@ -74,10 +77,13 @@ class SandboxFactory:
         group, process, uid = Cgroup({}), None, None
         handover = egress.Handover() if self._may_reach_out(runtime) else None
         try:
+            if gpus and self._users is None and os.geteuid() == 0:
+                # Outside it would be root, the owner of the nodes, and could change their modes for the whole machine.
+                raise StartFailedError("a sandbox with a GPU needs a user of its own (--sandbox-uids)")
             uid = None if self._users is None else self._users.take()
             self._state_dir.make_workspace(name)
             group = self._groups.make(name, runtime.limits)
-            process = await self._spawn(runtime, name, workspace, path, group, handover, uid)
+            process = await self._spawn(runtime, name, workspace, path, group, handover, uid, gpus)
             endpoint = Endpoint(uds=path)
             sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
             await health.check(path, process, self._start_timeout)
@@ -154,6 +160,7 @@ class SandboxFactory:
         group: Cgroup,
         handover: egress.Handover | None,
         uid: int | None,
+        gpus: Sequence[str],
     ) -> Process:
         tag = process_tags.tag(self._state_dir.owner, name)
         python = interpreters.python_of(runtime, self._sandbox_python)
@@ -163,7 +170,7 @@ class SandboxFactory:
             listener.bind(path)
             listener.listen(BACKLOG)
             if self._report.isolation == "bubblewrap":
-                config = self._config(runtime, name, workspace, python, reaches_out=handover is not None)
+                config = self._config(runtime, name, workspace, python, gpus, reaches_out=handover is not None)
                 return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, uid)
             inside = str(workspace)
             environment = interpreters.command_environment(
@@ -194,6 +201,7 @@ class SandboxFactory:
         name: SandboxId,
         workspace: Path,
         python: interpreters.Interpreter,
+        gpus: Sequence[str],
         *,
         reaches_out: bool,
     ) -> bwrap.BwrapConfig:
@@ -203,6 +211,7 @@ class SandboxFactory:
             "MPLCONFIGDIR": bwrap.MATPLOTLIB,
             **environments.thread_count(runtime.limits),
             **(egress.environment(runtime, bundle) if reaches_out else {}),
+            **self._gpus.environment(gpus),
             **runtime.environment,
         }
         picod = environments.for_picod(
@@ -225,6 +234,8 @@ class SandboxFactory:
             readonly |= egress.bundle_binds(bundle, self._host.etc)
         if runtime.agent is not None and runtime.agent.source:
             readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
+        if gpus:
+            readonly[self._gpus.libraries] = self._gpus.libraries
         readonly |= {mount.target: _unmoved(mount.source) for mount in runtime.mounts}
         return bwrap.BwrapConfig(
             self._host,
@@ -234,6 +245,7 @@ class SandboxFactory:
             runtime.limits,
             self._report.disable_userns,
             hidden=(str(self._state_dir.path),),
+            devices=self._gpus.devices(gpus),
         )
 
     async def _spawn_isolated(

@@ -17,6 +17,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import SandboxStartError, SettingsError
 from gateway.core.model import Limits, PoolSpec, Runtime, SandboxId, SessionId, StartKind
 from gateway.provider.local import LocalProvider, consumption
+from gateway.provider.local.booking import Booking
 from gateway.provider.local.cgroups import Cgroup
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.sandbox import LocalSandbox
@@ -110,8 +111,8 @@ async def test_claim_takes_the_next_sandbox_when_one_ends_as_it_is_handed_over(
     """A cold start that ends in the step before its claim goes on is replaced by another, without an error."""
     start, doomed = SandboxRegistry.start, list[SandboxId]()
 
-    async def one_doomed(self: SandboxRegistry, runtime: Runtime) -> LocalSandbox:
-        sandbox = await start(self, runtime)
+    async def one_doomed(self: SandboxRegistry, runtime: Runtime, booking: Booking | None = None) -> LocalSandbox:
+        sandbox = await start(self, runtime, booking)
         if not doomed:
             doomed.append(sandbox.id)
             asyncio.get_running_loop().call_soon(self.end_soon, [sandbox])
@@ -165,8 +166,8 @@ async def test_sandbox_that_ends_as_it_is_handed_over_is_not_bound(
     """In the very step between its arrival and the claim that waits for it: reported as a failed start."""
     start = SandboxRegistry.start
 
-    async def doomed(self: SandboxRegistry, runtime: Runtime) -> LocalSandbox:
-        sandbox = await start(self, runtime)
+    async def doomed(self: SandboxRegistry, runtime: Runtime, booking: Booking | None = None) -> LocalSandbox:
+        sandbox = await start(self, runtime, booking)
         asyncio.get_running_loop().call_soon(self.end_soon, [sandbox])
         return sandbox
 
