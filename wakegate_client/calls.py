@@ -59,6 +59,7 @@ class Call(Generic[T]):
         """Keyword arguments of httpx' `request`."""
         headers = {**self.headers, **({"x-session-id": self.session} if self.session else {})}
         body: dict[str, Any] = {"json": self.json} if self.json is not None else {"content": self.content}
+        # The API takes an empty parameter for a wrong value, so what was not given is left out.
         params = {name: str(value) for name, value in self.params.items() if value not in (None, "")}
         return {"headers": headers, "params": params, **body}
 
@@ -67,6 +68,8 @@ def check(response: httpx.Response) -> None:
     """Raise APIError for an answer (read to its end) that is none of success."""
     if response.is_success:
         return
+    # Whatever stands in front of the gateway may have answered, with a page of HTML: then its first words are the
+    # message.
     code, message = "", response.text[:2000]
     try:
         document = response.json()
@@ -100,7 +103,9 @@ class EventReader:
             self._name, self._data, self._size = "", [], 0
             return
         name, _, value = line.partition(":")
+        # One space only, as the standard has it: a line of code that is indented keeps the rest.
         value = value.removeprefix(" ")
+        # Without a bound a sandbox that answers one endless line would fill the memory of whoever reads its output.
         self._size += len(value)
         if self._size > MAX_EVENT_CHARS:
             raise UnreachableError("an event of the answer is too large")

@@ -16,7 +16,11 @@ from wakegate_client.types import Caller, CodeResult, Executed, Runtime, Session
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8080"
+# A gateway that answers at all takes a connection in milliseconds; 60 s covers a cold start in a cluster, which a
+# create waits for.
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
+# A command, a transfer or a followed log lasts as long as it lasts: the gateway ends what has hung, by limits that it
+# knows.
 _STREAM = httpx.Timeout(None, connect=_CONNECT_S)
 
 
@@ -29,6 +33,8 @@ class _Base:
         self.key = key if key is not None else os.environ.get("WAKEGATE_API_KEY", "")
         self._options: dict[str, Any] = {
             "base_url": self.url,
+            # An empty key is none: `Bearer ` alone would be refused as malformed where a gateway on loopback takes
+            # anybody.
             "headers": {"authorization": f"Bearer {self.key}"} if self.key else {},
             "timeout": httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             "verify": verify,
@@ -112,6 +118,8 @@ class Client(_Base):
             yield from page["sessions"]
             if not page["next"]:
                 return
+            # A cursor and not a page number: sessions are made and end between two pages, and none is then missed or
+            # seen twice.
             filters["after"] = page["next"]
 
     def get_session(self, session: str) -> Session:

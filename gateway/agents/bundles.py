@@ -109,6 +109,7 @@ class BundleStore:
 
     def sweep(self, used: Collection[str], before: float) -> int:
         """Delete those that are not `used` and were last sent before a time, and what uploads left half. Blocks."""
+        # Half-written folders begin with a dot, so they are in nobody's `used` and go the same way once they are old.
         names = {digest.removeprefix("sha256:") for digest in used}
         gone = 0
         for each in list(self._folder.iterdir()) if self._folder.is_dir() else ():
@@ -135,8 +136,13 @@ def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> 
             left -= member.size
             if left < 0:
                 raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
+            # An archive need not list the folders of its files, and many tools leave them out.
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            # Of the mode only the owner's x counts: setuid, and what others may write, would be taken over from a
+            # stranger.
             mode = 0o755 if member.mode & 0o100 else 0o644
+            # O_EXCL: a second entry of one name is refused, as which of the two a reader sees would depend on the
+            # order.
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
             with open(descriptor, "wb") as written:
                 shutil.copyfileobj(content, written, _PIECE)

@@ -38,9 +38,12 @@ class AgentCatalog:
     def put(self, agents: Iterable[Agent]) -> None:
         """Serve these from now on, in place of those before."""
         known, sources = self._runtimes, self._sources
+        # A manifest of the operator's wins over an agent of its name, which may be older than it.
         self._agents = {agent.key: agent for agent in agents if self.base.get(agent.key) is None}
         self._runtimes, self._sources = {}, {}
         for agent in self._agents.values():
+            # A draining revision has sessions but no pool: they wake on what they were made of, and no new one begins
+            # there.
             for number in {*served(agent), *agent.draining}:
                 key, revision = agent.key_of(number), agent.revision(number)
                 if revision is not None:
@@ -81,6 +84,8 @@ class AgentCatalog:
         if agent.stopped:
             raise ConflictError(f"agent {agent.id} is stopped; start it with POST /v1/agents/{agent.name}/start")
         rollout = agent.rollout
+        # The header is asked of the request under way (core/request_headers.py): the lifecycle that calls this knows of
+        # no HTTP.
         wanted = rollout.strategy if rollout is not None else None
         tries = wanted is not None and bool(wanted.header) and has_header(wanted.header, wanted.header_value)
         return self._runtimes.get(agent.key_of(choose(agent, self._chance(), tries_canary=tries)))

@@ -55,6 +55,8 @@ class AgentDirectory:
             try:
                 found[document.name] = from_document(document.value, document.version)
             except (KeyError, TypeError, ValueError) as error:
+                # A later version may have written it. It stays in the store, and its files are not swept while anything
+                # is unreadable.
                 logger.error("agent %s is unreadable in the store, and is not served: %r", document.name, error)
         self.unreadable = len(documents) - len(found)
         self._agents, self._revision = found, revision
@@ -83,6 +85,8 @@ class AgentDirectory:
 
         Raises what `decide` raises; NotFoundError if it was deleted meanwhile.
         """
+        # Decided again on what the other one wrote, never written over it: both changes are kept, or this one is
+        # refused by them.
         for _ in range(_WRITE_ATTEMPTS):
             changed = decide(agent)
             if changed is agent:
@@ -102,6 +106,7 @@ class AgentDirectory:
     async def write(self, agent: Agent) -> None:
         """Write a new version. Raises StaleWriteError if another was written since this one was read."""
         written = await self._documents.put(Document(KIND, agent.id, to_document(agent), agent.version))
+        # This gateway serves its own change at once; the others see it within FOLLOW_INTERVAL_S.
         self._agents[agent.id] = replace(agent, version=written.version)
         self._put()
         await self._applied()

@@ -31,9 +31,11 @@ from gateway.sessions.lifecycle import Lifecycle
 BUILDER = RuntimeKey("wakegate", "agent-packages")
 NOBODYS = "(the gateway)"  # no tenant's name: only an administrator sees a runtime of it
 INSTALL_S = 600.0
+# Installing compiles: more at once would take the cores from sessions that somebody waits for.
 AT_ONCE = 2
 MAX_ARCHIVE_BYTES = 4 << 30
 MAX_BYTES = 4 << 30
+# Large stacks of machine learning have tens of thousands of files; many times that is a mistake or an attack.
 MAX_FILES = 200_000
 _ANSWER_BYTES = 256 << 10
 _ARCHIVE = "packages.tar"
@@ -123,9 +125,11 @@ class EnvironmentBuilder:
             raise BadRequestError("requirements: names no package")
         started = time.monotonic()
         digest = await asyncio.to_thread(self._digest, current().tenant, requirements)
+        # Ten deployments of one list at once install it once, and the other nine find it.
         async with self._builds.hold(digest):
             if await asyncio.to_thread(self._bundles.touch, digest):
                 return Built(digest, True, time.monotonic() - started)
+            # The tenant's lock first: whoever waits for its own turn holds no slot that another tenant could use.
             async with self._tenants.hold(current().tenant), self._slots:
                 await self._build(digest, requirements)
         return Built(digest, False, time.monotonic() - started)
@@ -163,6 +167,8 @@ class EnvironmentBuilder:
                 _check(reply.status, reply.body, requirements)
                 await self._fetch(session_id, digest)
             finally:
+                # Shielded: a client that leaves cancels this, and the sandbox would go on installing at the tenant's
+                # cost.
                 await asyncio.shield(self._lifecycle.end_unclaimed(session_id))
 
     async def _fetch(self, session_id: SessionId, digest: str) -> None:

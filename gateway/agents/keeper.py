@@ -21,6 +21,7 @@ from gateway.observability.counters import Counters
 logger = logging.getLogger(__name__)
 
 _SWEEP_TICKS = 300
+# An empty Redis names no file either; a week leaves time to bring it back from a backup before its files go.
 _LOST_S = 7 * 86400.0
 _DRAIN_TICKS = 5  # between two looks for sessions of a draining revision
 
@@ -99,6 +100,8 @@ class AgentKeeper:
         requests, errors = counts(self._counters, key)
         phase = (under_way.revision, under_way.phase, under_way.since)
         baseline = self._baselines.get(agent.id)
+        # A gateway that has just started, or a phase that has just begun, counts from now: errors of before were judged
+        # then.
         if baseline is None or baseline.phase != phase:
             baseline = self._baselines[agent.id] = _Baseline(phase, requests, errors)
         return Health(
@@ -117,6 +120,7 @@ class AgentKeeper:
                     await self._directory.change(agent, lambda found: rollout.drained(found, over))
                 except NotFoundError:
                     return
+            # Or each revision that there ever was would stay in memory and in /metrics.
             for number in over:
                 self._counters.forget(agent.key_of(number))
 

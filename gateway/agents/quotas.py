@@ -40,6 +40,7 @@ def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
     if not limits.allows(runtime.key):
         name = f"{runtime.key.namespace}/{runtime.key.name}"
         raise QuotaForbiddenError(f"runtimes: this tenant may not have {name}", limit="runtimes", value=name)
+    # One at least is kept ready, since a revision is judged by whether it starts (catalog.py).
     warm = max(runtime.pool.size, runtime.pool.min, 1)
     _at_most("warmPoolSize", max(warm, runtime.pool.max), MAX_WARM, "sandboxes that an agent keeps ready")
     cpus, memory, gpus = runtime.limits.cpus or 0.0, runtime.limits.memory or 0, gpus_of(runtime.manifest)
@@ -59,6 +60,7 @@ def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
 def check_rights(spec: Mapping[str, Any], limits: TenantLimits, *, operator: bool) -> None:
     """Refuse what only the operator decides. Raises PermissionDeniedError."""
     extra = spec.get("wakegate")
+    # A malformed section is refused by the schema, with its place; here it has nothing to ask for.
     if operator or not isinstance(extra, Mapping):
         return
     if extra.get("secrets"):

@@ -37,6 +37,7 @@ def read_requirements(text: str) -> tuple[Requirement, ...]:
         raise BadRequestError(f"requirements: larger than {MAX_CHARS} characters or {MAX_LINES} lines")
     found = []
     for number, line in _joined(text):
+        # A space before the # as in pip's own format: a # inside a word belongs to a URL's fragment.
         words = line.split(" #", 1)[0].split()
         if not words or words[0].startswith("#"):
             continue
@@ -45,6 +46,8 @@ def read_requirements(text: str) -> tuple[Requirement, ...]:
         name = _NAME.match(package)
         if package.startswith("-") or " --" in package:
             raise _wrong(number, line, "options are not taken; packages come from the gateway's index")
+        # `@` would be a direct URL (PEP 508), a backslash a path of another system; unprintable text could hide either
+        # in a log.
         if name is None or "/" in package or "@" in package or "\\" in package or not package.isprintable():
             raise _wrong(number, line, "expected a package of the index, such as fastapi==0.115.0; not a path or a URL")
         if not all(_HASH.fullmatch(each) for each in hashes):
@@ -56,6 +59,7 @@ def read_requirements(text: str) -> tuple[Requirement, ...]:
 def explain(requirements: Sequence[Requirement], output: str) -> str:
     """Why pip failed, with the line that names the package where that can be told."""
     last = [line.strip() for line in output.splitlines() if line.strip()]
+    # pip prints many lines of progress and of advice; the person needs the one that says what failed.
     errors = [line for line in last if line.startswith("ERROR:")] or last[-3:]
     printed = " ".join(errors)[:_SHOWN_CHARS] or "pip printed no error"
     missing = _MISSING.search(output)

@@ -72,10 +72,12 @@ def step(agent: Agent, health: Health, now: float) -> Agent:
 def failure_of(rollout: Rollout, health: Health, now: float) -> str:
     """Why a rollout has failed; empty if it has not."""
     strategy = rollout.strategy
+    # Only while none is ready: one bad node among several must not undo a good release.
     if not health.ready and health.failures >= _FAILED_STARTS:
         return f"its sandboxes do not become ready: {health.last_error}"
     if rollout.phase is Phase.STARTING and not health.ready and now - rollout.since >= strategy.start_timeout:
         return f"it was not ready after {strategy.start_timeout:g} s" + (health.last_error and f": {health.last_error}")
+    # From a number of requests on: the first one to fail would otherwise be an error rate of 100 %.
     if health.requests >= strategy.min_requests and health.errors > strategy.max_error_rate * health.requests:
         return f"{health.errors} of {health.requests} requests failed"
     return ""
@@ -121,6 +123,7 @@ def undo(agent: Agent, to: int | None, by: str, strategy: Strategy, now: float) 
         raise NotFoundError(f"revision {to} is not kept; there are {kept}")
     if to == agent.stable:
         raise ConflictError(f"revision {to} is the one in service")
+    # A new number and not the old one again: what served when stays readable, and an undo can itself be undone.
     made = replace(old, number=next_number(agent), at=now, by=by, reason=f"undo to revision {to}")
     return begin(agent, made, replace(strategy, weight=0.0, header=""), now)
 
@@ -156,6 +159,7 @@ def choose(agent: Agent, chance: float, *, tries_canary: bool = False) -> int:
     rollout = agent.rollout
     if rollout is None or rollout.phase is not Phase.CANARY:
         return agent.stable
+    # Drawn per session and not per request: one conversation never sees two revisions.
     return rollout.revision if tries_canary or chance * 100 < rollout.strategy.weight else agent.stable
 
 

@@ -181,6 +181,7 @@ class AgentSandboxRouter:
         reply = await self._caller.call(
             session.id, "GET", _target(path), headers={"range": "bytes=0-0"}, limit=MAX_ANSWER_BYTES
         )
+        # 416: an empty file has no first byte to send, and is there all the same.
         found = reply.status in (200, 206, 416)
         if reply.status == 400:
             listed = f"/api/files?path={quote(_decoded(path), safe='')}"
@@ -207,8 +208,11 @@ class Download(Response):
             headers = [
                 (b"content-type", b"application/octet-stream"),
                 (b"x-content-type-options", b"nosniff"),
+                # A file is never shown on the gateway's own origin, where a script in it would act with the reader's
+                # cookie.
                 (b"content-disposition", b"attachment"),
             ]
+            # What the sandbox says is hostile: a length that is no number would be a header field of its making.
             if (length := reply.headers.get("content-length", "")).isdecimal():
                 headers.append((b"content-length", length.encode()))
             await send({"type": "http.response.start", "status": 200, "headers": headers})

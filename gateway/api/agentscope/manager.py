@@ -75,6 +75,8 @@ class ManagerAPI:
         meta = body.get("meta") or {}
         if not isinstance(meta, dict):
             raise ParamError("meta", "expected an object")
+        # Refused and not ignored: a client that believes its folder is mounted would work on an empty one, and lose
+        # what it wrote.
         for name in ("mount_dir", "storage_path", "environment"):
             if body.get(name):
                 raise ParamError(name, "not supported here; leave it out")
@@ -90,6 +92,7 @@ class ManagerAPI:
     async def _keys(self, request: Request) -> Response:
         """The caller's own: a client that stops releases every sandbox that is listed here."""
         await read_object(request)
+        # Each once, in the order of the sessions: one context may have a sandbox of each type.
         return _data(list(dict.fromkeys(record.context for _, record in await self._all() if record.context)))
 
     async def _info(self, request: Request) -> Response:
@@ -101,6 +104,7 @@ class ManagerAPI:
 
     async def _status(self, request: Request) -> Response:
         session, _ = await self._require(request)
+        # Docker's words, since their manager passes on what Docker says; a hibernated one is what they stop and start.
         return _data("exited" if session.state is SessionState.HIBERNATED else "running")
 
     async def _list_tools(self, request: Request) -> Response:
@@ -126,6 +130,7 @@ class ManagerAPI:
 
     async def _stop(self, request: Request) -> Response:
         session, _ = await self._require(request)
+        # Stopping what is stopped is no error of Docker's.
         if session.state is not SessionState.HIBERNATED:
             await self._hibernator.hibernate(session.id)
         return _data(True)
@@ -169,6 +174,7 @@ def _read_type(value: Any) -> str:
     name = value if value is not None else _TYPE
     if not isinstance(name, str):
         raise ParamError("sandbox_type", "expected text")
+    # 1.1.6 names the same sandbox a second time for its asynchronous client; there is nothing different in it.
     kind = name.removesuffix("_async")
     if kind not in TOOLS:
         raise ParamError("sandbox_type", f"{name[:64]!r} is not offered here; there are {', '.join(TOOLS)}")
