@@ -32,6 +32,7 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
     except KubeError as error:
         fix = "check the server's address in the kubeconfig, or the pod's network; then run this again"
         yield Finding("cluster", str(error), fix)
+        # Every other check would fail for the same reason, and bury the line that says what to do.
         await api.aclose()
         return
     try:
@@ -129,6 +130,7 @@ async def _is_lent(api: Any, namespace: str, right: str) -> bool:
     from gateway.provider.kubernetes import names
     from gateway.provider.kubernetes.client import KubeError
 
+    # One Secret by its name. A right to list them would read all, lent or not, and is reported.
     verb, _, name = right.partition(" secrets ")
     if verb != "get" or not name:
         return False

@@ -32,6 +32,7 @@ from gateway.core.model import Endpoint, Kind, Sandbox, SandboxId, SessionId, Su
 from picod import wire
 
 _MAX_ANSWER_BYTES = 1 << 20  # of a response that is not a snapshot
+# Slow enough for a loaded disk, and fast enough that an export which drips a byte each 20 s ends.
 _MIN_EXPORT_RATE_BYTES = 64 << 10  # per second: at this rate 5 GiB, the default workspace limit, take 23 hours
 _MAX_FINGERPRINT_CHARS = 64
 _MAX_ERROR_CHARS = 300  # of picod's error text in ours
@@ -101,6 +102,7 @@ class PicodExecutor:
             self._call("GET", path, sandbox, session_id) as reply,
         ):
             body = await _read_bounded(reply)
+        # "" rather than a guess: without one the workspace is exported again, which costs time and loses nothing.
         text = _json(body).get("fingerprint") if reply.status_code == 200 else ""
         return text if isinstance(text, str) and len(text) <= _MAX_FINGERPRINT_CHARS else ""
 

@@ -66,6 +66,7 @@ def begun(task: Task, holder: str, now: float, lease: float) -> Task:
         task,
         state=State.RUNNING,
         holder=holder,
+        # Counted when it begins and not when it fails: a task that kills its gateway each time is given up too.
         attempts=task.attempts + 1,
         started_at=task.started_at or now,
         due_at=now + lease,
@@ -102,6 +103,7 @@ def failed(task: Task, failure: Failure, now: float, retention: float, jitter: f
     """A try brought no answer, or one that is no success."""
     task = replace(task, error=failure.text[:MAX_ERROR], holder="")
     patient = failure.then is Then.LATER and task.held_back < 2  # its gateway may be started again in a moment
+    # Its files are gone with the session, so another try begins in a new one, and the answer says which was lost.
     if failure.lost_session and (task.made_session or task.conversation) and not patient:
         task = replace(task, session="", made_session=False, lost_session=task.session)
     if task.cancel:
@@ -110,11 +112,13 @@ def failed(task: Task, failure: Failure, now: float, retention: float, jitter: f
         return over(task, State.FAILED, now, retention)
     if failure.then is Then.LATER:
         held_back = task.held_back + 1
+        # Nothing was sent, so nothing was tried. The pause grows to 30 s at most: room may come at any moment.
         task = replace(task, attempts=task.attempts - 1, held_back=held_back)
         pause = backoff(held_back, first=RETRY_FIRST_S, longest=RETRY_LONGEST_S / 10)
     else:
         task = replace(task, held_back=0)
         pause = backoff(task.attempts, first=RETRY_FIRST_S, longest=RETRY_LONGEST_S)
+    # Between half and the whole of the pause: a hundred tasks that failed together would otherwise come back together.
     due_at = now + pause * (0.5 + jitter / 2)
     if task.attempts >= task.max_attempts or due_at >= task.deadline:
         return over(task, State.DEAD, now, retention)
@@ -149,6 +153,7 @@ def cancelled(task: Task, now: float, retention: float) -> Task:
 
 def again(task: Task, now: float, deadline: float) -> Task:
     """Somebody wants a task that is over tried again, from the start."""
+    # Its receiver was told of the first end, and is told of the second.
     webhook = task.webhook if task.webhook is None else replace(task.webhook, state="pending", attempts=0, error="")
     return replace(
         task,
@@ -175,6 +180,7 @@ def over(task: Task, state: State, now: float, retention: float) -> Task:
         state=state,
         holder="",
         finished_at=now,
+        # The queue is ordered by this alone, so a task that is over leaves it by never being due.
         due_at=now if task.webhook is not None else NEVER,
         expires_at=now + kept,
     )

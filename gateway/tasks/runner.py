@@ -28,6 +28,7 @@ from gateway.tasks.task_sessions import TaskSessions
 
 logger = logging.getLogger(__name__)
 
+# A task that is added here is begun at once (`poke`); this is how late one is that another gateway added.
 TICK_S = 0.5
 PRUNE_TICKS = 60
 LOOK_TICKS = 10  # between two counts of what waits, for /metrics
@@ -101,6 +102,7 @@ class TaskRunner:
                 await self.tick()
                 last_error = ""
             except StoreUnavailableError as error:
+                # Once per problem: two lines a second for an hour would hide everything else in the log.
                 if str(error) != last_error:
                     logger.warning("tasks are not run: %s", error)
                 last_error = str(error)
@@ -126,6 +128,8 @@ class TaskRunner:
 
     async def aclose(self) -> None:
         """Stop the tasks that run here and put them back, for another gateway."""
+        # Cancelled and put back rather than waited for: an agent may run for an hour, and the one that ends has
+        # seconds.
         self._closing = True
         await self._running.aclose()
 
@@ -181,6 +185,8 @@ class TaskRunner:
             written = await self._store.write(to_queued(begun), now, limits=limits)
         except StaleWriteError:
             return set()  # another gateway took it
+        # No room by one of its keys. Which one matters: tasks of other sessions may still begin, those of the agent may
+        # not.
         if written is None:
             agent = agent_key(task.key)
             is_agent = await self._store.held(agent, now) >= invocations.concurrency
@@ -197,6 +203,7 @@ class TaskRunner:
             with acting_as(held.task.identity):
                 outcome = await self._try(held)
         except asyncio.CancelledError:
+            # Another gateway has it by now, and is running it: what was done here is that one's to write.
             if held.is_lost:
                 return
             outcome = Failure("it was cancelled", Then.NEVER)
@@ -210,6 +217,7 @@ class TaskRunner:
             renewal.cancel()
             await asyncio.gather(renewal, return_exceptions=True)
             self._held.pop(held.task.id, None)
+        # The end of this gateway cancels what runs; an answer that is here must reach the store all the same.
         await asyncio.shield(self._finish(held, outcome))
 
     async def _try(self, held: HeldTask) -> Answer | Failure:
@@ -221,6 +229,8 @@ class TaskRunner:
     async def _renew(self, held: HeldTask) -> None:
         """Keep the lease while it runs, and find out that somebody cancelled it."""
         while True:
+            # A third: two renewals may fail, for a store that is away for a moment, before another gateway begins it
+            # again.
             await asyncio.sleep(self._settings.lease / 3)
             try:
                 kept = await held.change(partial(self._renewed, seen=held.seen))
@@ -246,6 +256,7 @@ class TaskRunner:
 
         if isinstance(outcome, Failure):
             logger.info("task %s, try %d: %s", held.task.id, held.task.attempts, outcome.text)
+        # Read before the end is written, which may forget it.
         made = held.task.session if held.task.made_session else ""
         answer = bytes(held.seen.body)
         pause = 0.2

@@ -26,6 +26,7 @@ from gateway.tasks.model import Task, agent_key, caller_document, conversation_k
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
+# A schedule that nobody fires any more must not stay in the store for good, and a month outlasts any maintenance.
 _REMEMBERED_S = 30 * 86400.0  # after the next firing: who stops for longer begins anew
 _FARTHEST_S = 5 * 366 * 86400.0
 _JSON = (("content-type", "application/json"),)
@@ -76,6 +77,8 @@ class Scheduler:
             for schedule in runtime.invocations.schedules:
                 name = name_of(runtime, schedule)
                 at = self._next.get(name)
+                # Asked of the store once for each schedule, and then only when one is due: a thousand of them cost no
+                # look a second.
                 if at is None:
                     at = await self._first(schedule, name, now)
                 if at <= now:
@@ -125,6 +128,7 @@ class Scheduler:
         caller = Identity(Role.MEMBER, runtime.tenant or DEFAULT_TENANT, f"schedule {schedule.name}")
         conversation = _conversation(runtime, schedule, caller)
         return Task(
+            # The same for every gateway that fires it, so the second one finds it there and adds none.
             id=f"task_{hashlib.sha256(f'{name} {at!r}'.encode()).hexdigest()[:32]}",
             namespace=key.namespace,
             name=key.name,
@@ -136,6 +140,7 @@ class Scheduler:
             deadline=now + self._limits.lifetime,
             timeout=asked.timeout,
             max_attempts=asked.attempts,
+            # Made here as a request's would be: a nightly report goes on in the session of the night before.
             conversation=conversation,
             schedule=schedule.name,
             keys=(agent_key(key), conversation) if conversation else (agent_key(key),),
