@@ -26,7 +26,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "scripts" / "clients"
-ADMIN = "e2b_" + "a" * 40  # of the form that some of E2B's SDKs demand
+ADMIN = "a" * 40
 START_LIMIT_S, INSTALL_LIMIT_S, TRIAL_LIMIT_S = 60.0, 900.0, 180.0
 # What AgentScope Runtime 1.0.1 was made for; newer ones lack modules that it imports.
 OLD_AGENTSCOPE = ("a2a-sdk<1", "agentscope<2", "mcp<2")
@@ -36,22 +36,21 @@ OLD_AGENTSCOPE = ("a2a-sdk<1", "agentscope<2", "mcp<2")
 class Trial:
     """One version of a client. `requirements` are pip's, or npm's for a program in JavaScript.
 
-    `as_admin`: with the admin's key, for a client that takes no key of the gateway's own form.
+    `e2b_key`: with the key in E2B's spelling, for a client that takes no other.
     """
 
     client: str
     version: str
     program: str
     requirements: tuple[str, ...]
-    as_admin: bool = False
+    e2b_key: bool = False
 
 
 TRIALS = (
     Trial("e2b", "2.7.0", "e2b_core.py", ("e2b==2.7.0",)),
+    Trial("e2b", "2.26.0", "e2b_core.py", ("e2b==2.26.0",), e2b_key=True),
     Trial("e2b", "newest", "e2b_core.py", ("e2b",)),
-    Trial(
-        "e2b-code-interpreter", "2.9.0", "e2b_code.py", ("e2b-code-interpreter==2.9.0", "e2b==2.26.0"), as_admin=True
-    ),
+    Trial("e2b-code-interpreter", "2.9.0", "e2b_code.py", ("e2b-code-interpreter==2.9.0", "e2b==2.26.0"), e2b_key=True),
     Trial("e2b-code-interpreter", "newest", "e2b_code.py", ("e2b-code-interpreter",)),
     Trial("@e2b/code-interpreter", "2.7.0", "e2b.mjs", ("@e2b/code-interpreter@2.7.0",)),
     Trial("@e2b/code-interpreter", "newest", "e2b.mjs", ("@e2b/code-interpreter",)),
@@ -76,11 +75,14 @@ def main(names: list[str]) -> int:
         print(f"no client of that name; there are {', '.join(sorted({each.client for each in TRIALS}))}")
         return 2
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="wakegate-clients-") as folder, gateway(Path(folder)) as (url, key):
+    with (
+        tempfile.TemporaryDirectory(prefix="wakegate-clients-") as folder,
+        gateway(Path(folder)) as (url, key, e2b_key),
+    ):
         print(f"{'client':24}{'version':20}{'passed':8}", flush=True)
         for number, trial in enumerate(chosen):
             version, error = run(
-                trial, Path(folder) / str(number), {"WG_URL": url, "WG_KEY": ADMIN if trial.as_admin else key}
+                trial, Path(folder) / str(number), {"WG_URL": url, "WG_KEY": e2b_key if trial.e2b_key else key}
             )
             skipped = error.startswith("skipped")
             failed += bool(error) and not skipped
@@ -140,8 +142,8 @@ def last_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path) -> Iterator[tuple[str, str]]:
-    """A gateway of this tree while the context lasts: its URL, and a member's key."""
+def gateway(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """A gateway of this tree while the context lasts: its URL, and a member's key in both spellings."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (folder / "admin").write_text(ADMIN)
@@ -153,20 +155,20 @@ def gateway(folder: Path) -> Iterator[tuple[str, str]]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        yield url, make_key(url, process, log)
+        yield url, *make_key(url, process, log)
     finally:
         process.terminate()
         process.wait()
 
 
-def make_key(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait for the gateway and create a key. Raises SystemExit with its log if it does not start."""
+def make_key(url: str, process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Wait for the gateway and make a key: its two spellings. Raises SystemExit with the log if it does not start."""
     body, headers = {"role": "member", "tenant": "clients"}, {"authorization": f"Bearer {ADMIN}"}
     ends = time.monotonic() + START_LIMIT_S
     while process.poll() is None and time.monotonic() < ends:
         try:
-            answer = httpx.post(f"{url}/v1/keys", json=body, headers=headers, trust_env=False)
-            return str(answer.raise_for_status().json()["key"])
+            answer = httpx.post(f"{url}/v1/keys", json=body, headers=headers, trust_env=False).raise_for_status().json()
+            return str(answer["key"]), str(answer["e2bKey"])
         except httpx.TransportError:  # it does not listen yet
             time.sleep(0.2)
     raise SystemExit(f"the gateway does not start:\n{log.read_text()[-4000:]}")

@@ -15,7 +15,7 @@ from gateway.core.identity import KEY_ROLES, Role, current
 from gateway.core.model import DEFAULT_TENANT, SessionId, SessionState
 from gateway.core.units import rfc3339
 from gateway.identity.authenticator import Authenticator
-from gateway.identity.keys import APIKey
+from gateway.identity.keys import APIKey, e2b_spelling
 from gateway.sessions.lifecycle import Lifecycle
 
 DEFAULT_TOKEN_LIFETIME_S = 3600.0
@@ -64,7 +64,7 @@ class KeysAPI:
             runtimes=_texts(body, "runtimes"),
             lifetime=read_seconds(body, "expires"),
         )
-        return JSON({"key": text, **key_document(key)}, 201, _NO_STORE)
+        return JSON({"key": text, "e2bKey": e2b_spelling(text), **key_document(key)}, 201, _NO_STORE)
 
     async def _list(self, request: Request) -> Response:
         found = await self._required().directory.list(request.query_params.get("tenant"))
@@ -85,7 +85,7 @@ class KeysAPI:
             request.path_params["key_id"], overlap=_DEFAULT_OVERLAP_S if overlap is None else overlap
         )
         authenticator.forget_all()
-        return JSON({"key": text, **key_document(key)}, 201, _NO_STORE)
+        return JSON({"key": text, "e2bKey": e2b_spelling(text), **key_document(key)}, 201, _NO_STORE)
 
     async def _create_token(self, request: Request) -> Response:
         authenticator = self._required()

@@ -16,7 +16,7 @@ from gateway.core.identity import Role
 from gateway.core.settings import Settings, make_state_dir
 from gateway.core.units import parse_lifetime, rfc3339
 from gateway.identity.directory import KeyDirectory, open_directory
-from gateway.identity.keys import APIKey
+from gateway.identity.keys import APIKey, e2b_spelling
 
 _COLUMNS = "{:<10} {:<9} {:<16} {:<24} {:<21} {:<21} {}"
 
@@ -34,7 +34,7 @@ async def run(settings: Settings, arguments: argparse.Namespace) -> int:
                     runtimes=arguments.scopes,
                     lifetime=_seconds("--expires", arguments.expires),
                 )
-                _show(*made)
+                _show(*made, arguments.format)
             case "list":
                 _list(await directory.list(arguments.of_tenant), as_json=arguments.json)
             case "revoke":
@@ -42,7 +42,7 @@ async def run(settings: Settings, arguments: argparse.Namespace) -> int:
                 print(f"revoked {key.id} ({key.role} of {key.tenant})")
             case "rotate":
                 overlap = _seconds("--overlap", arguments.overlap) or 0.0
-                _show(*await directory.rotate(arguments.key_id, overlap=overlap))
+                _show(*await directory.rotate(arguments.key_id, overlap=overlap), arguments.format)
     return 0
 
 
@@ -59,11 +59,11 @@ async def _directory(settings: Settings) -> AsyncIterator[KeyDirectory]:
         await store.aclose()
 
 
-def _show(text: str, key: APIKey) -> None:
+def _show(text: str, key: APIKey, form: str) -> None:
     """The key alone on standard output, for scripts; what it is, beside it."""
     ends = "never expires" if key.expires_at is None else f"expires {rfc3339(key.expires_at)}"
     print(f"key {key.id}: {key.role} of {key.tenant}, {ends}. It is shown this once:", file=sys.stderr)
-    print(text)
+    print(e2b_spelling(text) if form == "e2b" else text)
 
 
 def _list(found: Sequence[APIKey], *, as_json: bool) -> None:

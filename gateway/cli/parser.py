@@ -116,6 +116,11 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
     rotate = verbs.add_parser("rotate", help="make a key with the same rights, and end the old one", epilog=UNITS)
     rotate.add_argument("key_id", metavar="ID")
     rotate.add_argument("--overlap", metavar="DURATION", help="how long the old one goes on (default: not at all)")
+    for verb in (create, rotate):
+        verb.add_argument(
+            "--format", choices=("wakegate", "e2b"), default="wakegate",
+            help="e2b: print it as E2B's SDKs take it, e2b_ and hexadecimal digits; it is the same key",
+        )  # fmt: skip
     for verb in (create, listing, revoke, rotate):
         add_flags(verb, ("state_dir", "store", "store_prefix", "log_level"))
     return keys

@@ -150,6 +150,7 @@ class Authenticator:
         return replace(identity, budget=self._tenants.budget(identity.tenant))
 
     async def _verify(self, credential: str) -> Identity:
+        credential = keys.usual_spelling(credential)
         # Cheapest and surest first: a prefix and a form that only we issue, and what is left is another issuer's token.
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())

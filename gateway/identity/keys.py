@@ -3,6 +3,9 @@
 A key reads `wk_<id>_<secret><checksum>`, e.g. `wk_5bT0xKqZ_...`: a fixed prefix, so that scanners of repositories find
 leaked ones; an id that may be shown and logged; 32 letters of secret (190 bits); and a CRC-32 of what stands before it,
 so that a mistyped or cut key is recognised without a look-up. What is stored is an HMAC of the key, never the key.
+
+Some versions of E2B's SDK send nothing but `e2b_` and hexadecimal digits. So each key has a second spelling: what
+stands behind `wk_`, in hexadecimal. It is the same key: listed, revoked and rotated as one.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_CHARS = 8
 _SECRET_CHARS = 32  # of 62 letters: 32 * log2(62) = 190 bits
 _CHECKSUM_CHARS = 6  # 62**6 = 5.7e10 > 2**32 = 4.3e9
+_E2B_PREFIX = "e2b_"
+_E2B_FORM = re.compile(r"e2b_([0-9a-fA-F]{94})")  # of the 47 characters behind the prefix
 _FORM = re.compile(r"wk_([0-9A-Za-z]{8})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 
 
@@ -101,6 +106,20 @@ def id_of(text: str) -> str | None:
     if match is None:
         return None
     return match[1] if _checksum(text[:-_CHECKSUM_CHARS]) == match[3] else None
+
+
+def e2b_spelling(text: str) -> str:
+    """A key as E2B's SDKs take it; `usual_spelling` is its inverse."""
+    return _E2B_PREFIX + text.removeprefix(PREFIX).encode().hex()
+
+
+def usual_spelling(text: str) -> str:
+    """A key in E2B's spelling as it reads otherwise; anything else, such as an admin's key of that form, as it is."""
+    match = _E2B_FORM.fullmatch(text)
+    if match is None:
+        return text
+    key = PREFIX + bytes.fromhex(match[1]).decode("latin-1")
+    return text if id_of(key) is None else key
 
 
 def digest(text: str, secret: bytes) -> str:

@@ -203,15 +203,16 @@ class Exchange:
     def _send_body(self, body: bytes | memoryview, more: bool) -> None:
         assert self.started, "the answer's head comes first"
         write = self.connection.transport.write
-        if self.bodyless or not body or len(body) > _SMALL_BODY_BYTES or self.chunked:
+        if self.bodyless or not body or (len(body) > _SMALL_BODY_BYTES and not self.chunked):
             self._flush_head()
         if self.bodyless:
             pass
         elif self.chunked:
-            if body:
-                write(b"%x\r\n%b\r\n" % (len(body), bytes(body)))
-            if not more:
-                write(b"0\r\n\r\n")
+            # As one: each write wakes who reads. A chunk is copied in any case, to have its size before it.
+            head, self.head = self.head, b""
+            chunk = (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
+            if data := b"".join((head, *chunk, b"" if more else b"0\r\n\r\n")):
+                write(data)
         else:
             if self.left is not None:
                 self.left -= len(body)

@@ -180,10 +180,11 @@ class Request:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the head; the body follows with `write`."""
+    async def start(self, status: int, headers: Headers, *, body_follows: bool = False) -> None:
+        """Send the head; the body follows with `write`. `body_follows`: at once, so that both can go in one write."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        head = {"type": "http.response.start", "status": status, "headers": list(headers)}
+        await self._send({**head, "picod.body_follows": True} if body_follows else head)
 
     async def write(self, body: bytes | memoryview, *, more: bool) -> None:
         """Send a piece of the body and wait while the write buffer is full. Raises ClientGoneError."""
@@ -202,9 +203,7 @@ class Request:
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Send a whole answer, with its Content-Length, in one write when it is small."""
-        self.started = True
-        head = [*headers, (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": status, "headers": head, "picod.body_follows": True})
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))], body_follows=True)
         await self.write(body, more=False)
 
     async def answer_json(self, status: int, value: object, headers: Headers = ()) -> None:

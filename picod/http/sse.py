@@ -2,11 +2,15 @@
 
 Used wherever a client follows something: logs, runs, changes of files. Comments in idle periods keep proxies from
 closing the stream as idle; a client that leaves is noticed at once, not with the next event.
+
+Events are written together when there is nothing more to send at once: each write wakes the gateway and then its
+client. A command that prints nothing takes two writes so (head and start; exit and end), where one each were five.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +18,7 @@ from typing import Any, Self
 from picod.http.request import ClientGoneError, Request, to_json
 
 HEARTBEAT_S = 15.0  # without an event, after which a comment is sent
+_HELD_BYTES = 64 << 10  # of events at most that wait to be written with those after them
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -27,19 +32,25 @@ class EventStream:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._gone: asyncio.Task[None] | None = None
+        self._held = bytearray()
 
     async def send(self, event: str, data: object, number: int | None = None) -> None:
         """Send one event, `data` as JSON on one line, with `number` as its id, if any. Raises ClientGoneError."""
         name = b"event: %b\n" % event.encode() + (b"id: %d\n" % number if number is not None else b"")
-        await self._request.write(b"%bdata: %b\n\n" % (name, to_json(data)), more=True)
+        await self.raw(b"%bdata: %b\n\n" % (name, to_json(data)))
 
     async def raw(self, events: bytes) -> None:
-        """Send events that are already encoded. Raises ClientGoneError."""
-        await self._request.write(events, more=True)
+        """Send events that are already encoded, at the latest with `until`. Raises ClientGoneError."""
+        if len(self._held) + len(events) > _HELD_BYTES:
+            await self._flush()
+            await self._request.write(events, more=True)
+        else:
+            self._held += events
 
     async def until(self, news: Awaitable[Any], *, timeout: float | None = None) -> bool:
         """Wait for `news`, with heartbeats. False when `timeout` seconds passed first. Raises ClientGoneError."""
         assert self._gone is not None, "the stream is entered first"
+        await self._flush()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout if timeout is not None else float("inf")
         # Not cancelled when this returns: a Notifier's future is shared by all that follow.
@@ -56,8 +67,8 @@ class EventStream:
             await self._request.write(b": still here\n\n", more=True)
 
     async def __aenter__(self) -> Self:
-        await self._request.start(200, HEADERS)
-        await self._request.write(b": hello\n\n", more=True)  # the head goes out now, not with the first event
+        await self._request.start(200, HEADERS, body_follows=True)
+        self._held += b": hello\n\n"  # with it the head goes out, also where no event follows soon
         self._gone = asyncio.create_task(self._request.gone())
         return self
 
@@ -69,7 +80,15 @@ class EventStream:
             self._gone.cancel()
             await asyncio.wait((self._gone,))
         if error is None:
-            await self._request.write(b"", more=False)
+            await self._request.write(bytes(self._held), more=False)
+        elif isinstance(error, Exception) and not isinstance(error, ClientGoneError):
+            with contextlib.suppress(ClientGoneError):
+                await self._flush()  # what came before the error happened all the same
+
+    async def _flush(self) -> None:
+        if self._held:
+            held, self._held = bytes(self._held), bytearray()
+            await self._request.write(held, more=True)
 
 
 class Notifier:

@@ -46,7 +46,8 @@ def test_key_works_at_a_running_gateway_until_it_is_revoked(tmp_path: Path) -> N
             ("admin", "default", ""), ("member", "acme", "bot"),
         ]  # fmt: skip
         assert key not in keys(state, "list").stdout
-        rotated = keys(state, "rotate", listed[1]["id"]).stdout.strip()
+        rotated = keys(state, "rotate", listed[1]["id"], "--format", "e2b").stdout.strip()
+        assert rotated.startswith("e2b_")
         wait_until(lambda: server.client.get("/v1/caller", headers=headers).status_code == 401, "the old key ended")
         headers = {"authorization": f"Bearer {rotated}"}
         assert server.client.get("/v1/caller", headers=headers).json()["tenant"] == "acme"

@@ -39,6 +39,21 @@ def test_any_text_is_either_a_key_or_none(text: str) -> None:
     assert keys.id_of(text + keys.new_key()[0]) is None or text == ""
 
 
+def test_key_has_a_spelling_that_e2bs_clients_take() -> None:
+    """Some of them demand `e2b_` and hexadecimal digits; both spellings are one key, in either case of the digits."""
+    spelled = keys.e2b_spelling(KEY)
+    assert re.fullmatch(r"e2b_[0-9a-f]+", spelled)
+    assert keys.usual_spelling(spelled) == keys.usual_spelling("e2b_" + spelled[4:].upper()) == KEY
+    assert keys.usual_spelling(KEY) == KEY
+
+
+@given(st.binary(min_size=47, max_size=47) | st.binary(max_size=60))
+def test_other_texts_of_that_form_stay_as_they_are(data: bytes) -> None:
+    """An admin's key, which may have any form, is not taken for a spelling of another; nothing raises."""
+    text = "e2b_" + data.hex()
+    assert keys.usual_spelling(text) == text
+
+
 def test_digest_depends_on_the_gateways_secret() -> None:
     """What one store keeps is worth nothing beside another's secret, and no key matches another's digest."""
     text, _ = keys.new_key()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from e2b import (
     AuthenticationException,
@@ -215,21 +216,78 @@ def test_bad_requests_to_a_sandbox_are_refused_in_its_shape(server: Server, sand
         assert client.get("/health", headers=headers).status_code == 400
     gone = client.get("/files?path=1", headers={**named, "e2b-sandbox-id": "no-such"})
     assert (gone.status_code, gone.json()["message"]) == (502, "The sandbox was not found")
-    start = "/process.Process/Start"
+    half = client.get("/files?path=1", headers={**named, "e2b-sandbox-id": sandbox.sandbox_id[:-1]})
+    assert (half.status_code, half.json()["message"]) == (502, "The sandbox was not found")
+    start, stat = "/process.Process/Start", "/filesystem.Filesystem/Stat"
+    for content_type in ("application/proto", "text/plain", ""):
+        wrong = client.post(stat, headers={**named, "content-type": content_type}, content=b'{"path": "."}')
+        assert (wrong.status_code, wrong.json()["code"]) == (501, "unimplemented")
     assert client.post(start, headers={**named, "content-type": "application/proto"}, content=b"").status_code == 501
     stream = {**named, "content-type": "application/connect+json"}
+    packed = client.post(stat, headers={**named, "content-encoding": "gzip"}, json={"path": "."})
+    assert (packed.status_code, "compressed" in packed.json()["message"]) == (501, True)
+    packed = client.post(start, headers={**stream, "connect-content-encoding": "gzip"}, content=b"")
+    assert b"compressed" in packed.content
     for body in (b"", b"\0\0\0\0\5{}", struct.pack(">BI", 1, 2) + b"{}"):
         reply = client.post(start, headers=stream, content=body)
         assert b'"error"' in reply.content, reply.content
     update = {"process": {"pid": 1}, "pty": {"size": {"cols": 0, "rows": 0}}}
     reply = client.post("/process.Process/Update", headers=named, json=update)
     assert (reply.status_code, reply.json()["code"]) == (400, "invalid_argument")
+    opened = orjson.dumps({"process": {"cmd": "sh"}, "pty": {"size": {"cols": 80, "rows": 0}}})
+    reply = client.post(start, headers=stream, content=struct.pack(">BI", 0, len(opened)) + opened)
+    assert b"pty.size" in reply.content
+    for text in ("%25zz", "a%3D%2525ff"):
+        assert client.get(f"/v2/sandboxes?metadata={text}", headers=key).status_code == 400
     assert client.post("/filesystem.Filesystem/Nope", headers=named, json={}).status_code == 501
     signed = client.get("/files?path=1&signature=v1_x", headers=key)
     assert (signed.status_code, "E2B_DOMAIN" in signed.json()["message"]) == (400, True)
     assert client.post("/sandboxes", headers=key, json={"templateID": "no-such"}).status_code == 404
     assert client.post("/v2/sandboxes", headers=key, json={"timeout": "x"}).status_code == 400
     assert client.post(f"/sandboxes/{sandbox.sandbox_id}/fork", headers=key, json={}).status_code == 501
+
+
+def test_sandbox_that_has_ended_is_known_no_more(server: Server, options: dict[str, Any]) -> None:
+    """By its timeout as by its client: requests to it, calls and the control plane say so in their own shapes."""
+    made = Sandbox.create(timeout=1, **options)
+    control = {"x-api-key": options["api_key"]}
+    token = {"x-access-token": str(made._envd_access_token)}
+    wait_until(
+        lambda: server.client.get(f"/sandboxes/{made.sandbox_id}", headers=control).status_code == 404, "its timeout"
+    )
+    for credential in (control, token):
+        named = {**credential, "e2b-sandbox-id": made.sandbox_id, "e2b-sandbox-port": "49983"}
+        for reply in (
+            server.client.get("/files?path=1", headers=named),
+            server.client.post("/filesystem.Filesystem/Stat", headers=named, json={"path": "."}),
+            server.client.post("/execute", headers={**named, "e2b-sandbox-port": "49999"}, json={"code": "1"}),
+        ):
+            assert (reply.status_code, reply.json()["message"]) == (502, "The sandbox was not found")
+    assert server.client.post(f"/sandboxes/{made.sandbox_id}/connect", headers=control, json={}).status_code == 404
+    assert server.client.delete(f"/sandboxes/{made.sandbox_id}", headers=control).status_code == 404
+
+
+def test_watch_ends_with_what_it_watches(server: Server, sandbox: Sandbox, options: dict[str, Any]) -> None:
+    """A directory that goes ends its stream in order, and its polled watcher; a file cannot be watched at all."""
+    sandbox.files.write("goes/a.txt", "x")
+    named = {"x-api-key": options["api_key"], "e2b-sandbox-id": sandbox.sandbox_id, "e2b-sandbox-port": "49983"}
+    stream = {**named, "content-type": "application/connect+json"}
+
+    def envelope(message: dict[str, Any]) -> bytes:
+        data = orjson.dumps(message)
+        return struct.pack(">BI", 0, len(data)) + data
+
+    watched, polled = "/filesystem.Filesystem/WatchDir", "/filesystem.Filesystem/GetWatcherEvents"
+    of_file = server.client.post(watched, headers=stream, content=envelope({"path": "goes/a.txt"}))
+    assert b'"error"' in of_file.content
+    made = server.client.post("/filesystem.Filesystem/CreateWatcher", headers=named, json={"path": "goes"}).json()
+    with server.client.stream("POST", watched, headers=stream, content=envelope({"path": "goes"})) as reply:
+        pieces = reply.iter_bytes()
+        assert b'"start"' in next(pieces)
+        sandbox.files.remove("goes")
+        rest = b"".join(pieces)
+    assert rest.endswith(b"\x02\0\0\0\x02{}")
+    wait_until(lambda: server.client.post(polled, headers=named, json=made).status_code == 404, "the watcher ends")
 
 
 def test_signed_urls_read_one_file_until_they_expire(server: Server, sandbox: Sandbox) -> None:
@@ -254,6 +312,12 @@ def test_hosts_of_e2bs_ports_are_its_api_and_no_server(server: Server, sandbox: 
     assert server.client.get("/files?path=hosted.txt", headers={"host": f"49983-{domain}"}).status_code == 401
     assert server.client.get("/contexts", headers={**key, "host": f"49999-{domain}"}).status_code == 200
     assert server.client.get("/v1/sessions", headers={**key, "host": f"49999-{domain}"}).status_code == 404
+    # A header field that says the same as the name does no harm; one that says another thing is refused.
+    same = {**key, "host": f"49983-{domain}", "e2b-sandbox-id": sandbox.sandbox_id, "e2b-sandbox-port": "49983"}
+    assert server.client.get("/files?path=hosted.txt", headers=same).text == "text"
+    for other in ({"e2b-sandbox-id": "another"}, {"e2b-sandbox-port": "49999"}):
+        refused = server.client.get("/files?path=hosted.txt", headers={**same, **other})
+        assert (refused.status_code, "different" in refused.json()["message"]) == (400, True)
 
 
 def test_client_that_leaves_interrupts_its_run(server: Server, sandbox: Sandbox, options: Any) -> None:

@@ -208,6 +208,43 @@ def test_requests_without_a_handshake_are_checked_before_a_session_is_made(serve
     assert call(headers, meta).json()["result"]["structuredContent"]["session"] in sessions_of(server)
 
 
+def test_ordinary_calls_are_answered_as_the_sdk_answers_them(server: Server) -> None:
+    """One that the SDK has to answer (for its progress token) and one that it has not: the same result, byte for byte.
+
+    Also a first call, which names its session, a failure, and one that is not over before the SDK takes it.
+    """
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": {"name": "plain", "version": "1"},
+    }
+    session = server.session()
+
+    def call(tool: str, arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+        headers = {**ACCEPT, "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": tool}
+        params = {"name": tool, "arguments": arguments, "_meta": {**meta, **more}}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        reply = server.client.post("/mcp", json=body, headers=headers)
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
+        result: dict[str, Any] = reply.json()["result"]
+        return result
+
+    for tool, arguments in (
+        ("list_files", {}),
+        ("read_file", {"path": "none"}),
+        ("no_such_tool", {}),
+        ("run_python", {"code": 5}),
+        ("run_shell", {"command": "sleep 0.3"}),
+        ("list_files", {"session": "nobody-knows-it"}),
+    ):
+        named = {"session": session, **arguments}
+        of_sdk = call(tool, named, progressToken="t")
+        call(tool, named)  # the first without a token is the SDK's as well, which then knows the client
+        assert call(tool, named) == of_sdk, tool
+    first = call("list_files", {})
+    assert first["structuredContent"]["session"] in sessions_of(server)
+
+
 def test_first_calls_that_come_at_once_share_the_session(server: Server) -> None:
     """A client's id makes one session, whichever of its calls is the first."""
     named = {**ACCEPT, "mcp-session-id": server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT).headers[SESSION]}

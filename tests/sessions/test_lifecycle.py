@@ -58,6 +58,23 @@ async def test_created_session_is_on_record_with_its_sandbox(world: World) -> No
     assert (record.metadata, record.tenant, record.user, opened.restored) == ({"a": "b"}, "t", "ann", None)
 
 
+async def test_cached_record_is_read_from_memory_where_nobody_else_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a turn of the store's thread, as it was written last; another tenant's caller does not see it."""
+    with acting_as(Identity(Role.MEMBER, "t", user="ann")):
+        opened = await world.lifecycle.create(KEY)
+        updated = await world.lifecycle.update(opened.session.id, ttl=60.0)
+
+        async def no_read(_: SessionId) -> NoReturn:
+            raise AssertionError("the store was asked")
+
+        monkeypatch.setattr(world.store, "get", no_read)
+        assert await world.lifecycle.get_cached(opened.session.id) == updated
+    with acting_as(Identity(Role.MEMBER, "u", user="bob")), pytest.raises(SessionNotFoundError):
+        await world.lifecycle.get_cached(opened.session.id)
+
+
 @pytest.mark.parametrize(("ttl", "lasts"), [(60.0, 60.0), (10**9, 28800.0)])
 async def test_ttl_bounds_a_session_within_its_runtime(world: World, ttl: float, lasts: float) -> None:
     """A shorter life is honoured, a longer one than the runtime's is cut to it; idle time likewise."""

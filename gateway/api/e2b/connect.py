@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
+from gateway.api.event_answer import EventAnswer, Piece
 from gateway.api.http import read_bytes, read_chunks
 from gateway.core.errors import WakegateError, public_message
 
@@ -168,22 +170,38 @@ def error_answer(error: ConnectError, *, stream: bool) -> Response:
     return Response(orjson.dumps(error.document), STATUS[error.code], media_type="application/json")
 
 
-def stream_answer(messages: AsyncGenerator[Mapping[str, Any], None]) -> Response:
-    """The answer of a call whose messages come one after another. Errors become the end of the stream."""
+class Batch(NamedTuple):
+    """Messages of a stream that go out together. `is_last`: none follow."""
 
-    async def body() -> AsyncIterator[bytes]:
+    messages: Sequence[Mapping[str, Any]]
+    is_last: bool = False
+
+
+def stream_answer(
+    batches: AsyncGenerator[Batch, None], keepalive: Mapping[str, Any] = {}, interval: float = math.inf
+) -> Response:
+    """The answer of a call whose messages come one after another. Errors become the end of the stream.
+
+    `keepalive` is sent after each `interval` seconds without a message.
+    """
+
+    async def pieces() -> AsyncGenerator[Piece, None]:
+        error: ConnectError | None = None
         try:
-            async with aclosing(messages):  # else what it holds open would be closed by the garbage collector
-                async for message in messages:
-                    yield envelope(message)
-        except ConnectError as error:
-            yield envelope({"error": error.document}, last=True)
-        except WakegateError as error:
-            yield envelope({"error": from_error(error).document}, last=True)
-        else:
-            yield envelope({}, last=True)
+            async with aclosing(batches):  # else what it holds open would be closed by the garbage collector
+                async for messages, is_last in batches:
+                    data = b"".join(map(envelope, messages))
+                    if is_last:
+                        yield data + envelope({}, last=True), False
+                        return
+                    yield data, True
+        except ConnectError as failure:
+            error = failure
+        except WakegateError as failure:
+            error = from_error(failure)
+        yield envelope({} if error is None else {"error": error.document}, last=True), False
 
-    return StreamingResponse(body(), media_type=_STREAM_TYPE)
+    return EventAnswer(pieces(), media_type=_STREAM_TYPE, keepalive=envelope(keepalive), interval=interval)
 
 
 def envelope(message: Mapping[str, Any], *, last: bool = False) -> bytes:

@@ -5,24 +5,25 @@ Source: github.com/e2b-dev/code-interpreter, template/server.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.e2b.processes import with_pauses
 from gateway.api.e2b.sandbox import SandboxClient, error_text, read_error
+from gateway.api.event_answer import EventAnswer, Piece
 from gateway.api.http import JSON, read_object
 from gateway.api.sandbox_json import objects_of, text_of
 from gateway.api.sandbox_paths import HOME
-from gateway.api.tools.run_events import read_events
+from gateway.api.tools.run_events import read_batches
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.core.units import rfc3339
 
+_KEEPALIVE = b'{"type":"keepalive"}\n'
 _KEEPALIVE_S = 5.0  # of silence; proxies in between close connections on which nothing comes
 _MAX_RUN_S = "24h"  # the SDKs' own timeout ends a run: they leave, which interrupts it
 # The fields of a result in the SDKs; other types go into `extra` under their own names.
@@ -89,44 +90,50 @@ class _Run(Response):
                 answer = PlainTextResponse(str(await read_error(reply, chunks)), reply.status)
             else:
                 # It watches for the client's leaving as well, which then ends the request, and that interrupts the run.
-                answer = StreamingResponse(self._lines(chunks), media_type="text/plain; charset=utf-8")
+                answer = EventAnswer(
+                    self._pieces(chunks),
+                    media_type="text/plain; charset=utf-8",
+                    keepalive=_KEEPALIVE,
+                    interval=_KEEPALIVE_S,
+                )
             await answer(scope, receive, send)
 
-    async def _lines(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Piece, None]:
+        last: bytes | None = None
         try:
-            async for line in _lines(chunks, self._clock):
-                yield orjson.dumps(line) + b"\n"
+            async for events in read_batches(chunks):
+                if last is not None:
+                    continue  # to the answer's end, which comes with the exit
+                lines = [line for name, data, _ in events for line in _lines(name, data, self._clock)]
+                data = b"".join(orjson.dumps(line) + b"\n" for line in lines)
+                if any(name == "exit" for name, _, _ in events):
+                    last = data
+                elif data:
+                    yield data, True
         except WakegateError as error:
             failed = {"type": "error", "name": error.code, "value": public_message(error), "traceback": ""}
-            yield orjson.dumps(failed) + b"\n"
+            last = (last or b"") + orjson.dumps(failed) + b"\n"
+        yield last or b"", False
 
 
-async def _lines(chunks: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[Mapping[str, Any]]:
-    async for event in with_pauses(read_events(chunks), _KEEPALIVE_S):
-        if event is None:
-            yield {"type": "keepalive"}
-            continue
-        name, data, _ = event
-        if name in ("stdout", "stderr"):
-            yield {"type": name, "text": text_of(data, "text", ""), "timestamp": rfc3339(clock.now())}
-        # Updates of a display have no place in a list of lines: the SDKs would show each as a further result.
-        elif name == "result" and isinstance(data.get("data"), dict) and not data.get("update"):
-            yield render_result(data["data"], is_value=data.get("value") is True)
-        elif name == "error":
-            traceback = data.get("traceback")
-            text = "\n".join(map(str, traceback)) if isinstance(traceback, list) else str(traceback or "")
-            yield {
-                "type": "error",
-                "name": text_of(data, "name", ""),
-                "value": text_of(data, "value", ""),
-                "traceback": text,
-            }
-        elif name == "exit":
-            count = data.get("execution_count")
-            if isinstance(count, int):  # bash has none
-                yield {"type": "number_of_executions", "execution_count": count}
-            yield {"type": "end_of_execution"}
-            return
+def _lines(name: str, data: Mapping[str, Any], clock: Clock) -> Iterator[Mapping[str, Any]]:
+    """What an event of a run is in lines of E2B's."""
+    if name in ("stdout", "stderr"):
+        yield {"type": name, "text": text_of(data, "text", ""), "timestamp": rfc3339(clock.now())}
+    # Updates of a display have no place in a list of lines: the SDKs would show each as a further result.
+    elif name == "result" and isinstance(data.get("data"), dict) and not data.get("update"):
+        yield render_result(data["data"], is_value=data.get("value") is True)
+    elif name == "error":
+        traceback = data.get("traceback")
+        text = "\n".join(map(str, traceback)) if isinstance(traceback, list) else str(traceback or "")
+        yield {
+            "type": "error", "name": text_of(data, "name", ""), "value": text_of(data, "value", ""), "traceback": text
+        }  # fmt: skip
+    elif name == "exit":
+        count = data.get("execution_count")
+        if isinstance(count, int):  # bash has none
+            yield {"type": "number_of_executions", "execution_count": count}
+        yield {"type": "end_of_execution"}
 
 
 def render_result(bundle: Mapping[str, Any], *, is_value: bool) -> dict[str, Any]:

@@ -5,22 +5,22 @@ Source: github.com/e2b-dev/infra, packages/envd/spec/process/process.proto.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import orjson
 
-from gateway.api.e2b.connect import ConnectError, bytes_of, number_of, object_of, text_of
+from gateway.api.e2b.connect import Batch, ConnectError, bytes_of, number_of, object_of, text_of
 from gateway.api.e2b.sandbox import SandboxClient, read_error
 from gateway.api.sandbox_json import BadAnswerError, count_of, objects_of
 from gateway.api.sandbox_json import text_of as answer_text
 from gateway.api.sandbox_paths import HOME, PathError, resolve
-from gateway.api.tools.run_events import read_events
+from gateway.api.tools.run_events import read_batches
 from gateway.core.errors import UpstreamBrokenError
 
 Message = Mapping[str, Any]
 
+KEEPALIVE: Message = {"event": {"keepalive": {}}}
 KEEPALIVE_S = 90.0  # of silence, where the client does not ask for another interval
 _MAX_KEEPALIVE_S = 300.0
 _MAX_ARGUMENTS = 4096
@@ -29,9 +29,7 @@ _SIGNALS = {"SIGNAL_SIGKILL": "KILL", "SIGNAL_SIGTERM": "TERM", 9: "KILL", 15: "
 _STREAMS = ("stdout", "stderr", "pty")
 
 
-async def start(
-    sandbox: SandboxClient, message: Message, timeout: float | None, keepalive: float
-) -> AsyncGenerator[Message, None]:
+async def start(sandbox: SandboxClient, message: Message, timeout: float | None) -> AsyncGenerator[Batch, None]:
     """Start a process and follow it to its end, or to `timeout` seconds, at which it is killed. Raises ConnectError."""
     spec = object_of(message, "process")
     arguments = spec.get("args") or []
@@ -61,15 +59,15 @@ async def start(
         body["terminal"] = _size(object_of(message, "pty"))
     if timeout is not None:
         body["timeout"] = f"{timeout:.3f}s"
-    async for event in _follow(sandbox, "POST", "/api/processes/stream", orjson.dumps(body), keepalive):
-        yield event
+    async for batch in _follow(sandbox, "POST", "/api/processes/stream", orjson.dumps(body)):
+        yield batch
 
 
-async def join(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncGenerator[Message, None]:
+async def join(sandbox: SandboxClient, message: Message) -> AsyncGenerator[Batch, None]:
     """Follow a process that runs, or ended a moment ago. Raises ConnectError."""
     name = await _selected(sandbox, message)
-    async for event in _follow(sandbox, "GET", f"/api/processes/{name}/stream", b"", keepalive):
-        yield event
+    async for batch in _follow(sandbox, "GET", f"/api/processes/{name}/stream", b""):
+        yield batch
 
 
 async def list_running(sandbox: SandboxClient, _: Message) -> Message:
@@ -140,50 +138,35 @@ def read_keepalive(text: str | None) -> float:
     return min(max(1.0, float(text)), _MAX_KEEPALIVE_S)
 
 
-async def _follow(
-    sandbox: SandboxClient, method: str, target: str, body: bytes, keepalive: float
-) -> AsyncIterator[Message]:
+async def _follow(sandbox: SandboxClient, method: str, target: str, body: bytes) -> AsyncIterator[Batch]:
+    last: Batch | None = None
     async with sandbox.stream(method, target, body) as (reply, chunks):
         if reply.status != 200:
             raise await read_error(reply, chunks)
-        async for event in with_pauses(read_events(chunks), keepalive):
-            if event is None:
-                yield {"event": {"keepalive": {}}}
-                continue
-            name, data, _ = event
-            if name == "start":
-                yield {"event": {"start": {"pid": count_of(data, "pid")}}}
-            elif name in _STREAMS:
-                yield {"event": {"data": {name: answer_text(data, "data")}}}
-            elif name == "exit":
-                if data.get("timed_out"):
-                    raise ConnectError("deadline_exceeded", "the process ran longer than its timeout and was killed")
-                yield {"event": {"end": _end(data)}}
-                return
-    raise UpstreamBrokenError("the sandbox's stream ended before the process did")
+        async for events in read_batches(chunks):
+            if last is not None:
+                continue  # to the answer's end, which comes with the exit: only then can its connection be used again
+            messages = [{"event": each} for name, data, _ in events if (each := _event(name, data)) is not None]
+            exit_data = next((data for name, data, _ in events if name == "exit"), None)
+            if exit_data is None:
+                yield Batch(messages)
+            elif exit_data.get("timed_out"):
+                yield Batch(messages[:-1])
+                raise ConnectError("deadline_exceeded", "the process ran longer than its timeout and was killed")
+            else:
+                last = Batch(messages, is_last=True)
+    if last is None:
+        raise UpstreamBrokenError("the sandbox's stream ended before the process did")
+    yield last
 
 
-async def with_pauses(
-    events: AsyncIterator[tuple[str, Mapping[str, Any], int]], interval: float
-) -> AsyncIterator[tuple[str, Mapping[str, Any], int] | None]:
-    """The events, and None for each `interval` seconds without one."""
-    # One task that outlives each wait. Rejected: wait_for(anext(events)), which at its timeout cancels the generator in
-    # the middle of a read, and so ends it.
-    following = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait((following,), timeout=interval)
-            if not done:
-                yield None
-                continue
-            event = following.result()
-            if event is None:
-                return
-            yield event
-            following = asyncio.ensure_future(anext(events, None))
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+def _event(name: str, data: Mapping[str, Any]) -> Message | None:
+    """An event of picod's in E2B's form; None: it has none."""
+    if name == "start":
+        return {"start": {"pid": count_of(data, "pid")}}
+    if name in _STREAMS:
+        return {"data": {name: answer_text(data, "data")}}
+    return {"end": _end(data)} if name == "exit" else None
 
 
 async def _selected(sandbox: SandboxClient, message: Message) -> str:

@@ -20,6 +20,7 @@ from gateway.api.e2b import filesystem, interpreter, processes
 from gateway.api.e2b.access_tokens import AccessTokens
 from gateway.api.e2b.answers import error_answer, sandbox_gone, wakegate_error
 from gateway.api.e2b.connect import (
+    Batch,
     ConnectError,
     from_error,
     read_one,
@@ -175,18 +176,19 @@ class E2BRouter:
         _check_user(request)
         if (handler := self._unary.get(path)) is not None:
             return unary_answer(await handler(sandbox, await read_unary(request)))
-        keepalive = processes.read_keepalive(request.headers.get("keepalive-ping-interval"))
+        interval = processes.read_keepalive(request.headers.get("keepalive-ping-interval"))
         if path == "/process.Process/StreamInput":
             messages = read_stream(request)
             answer = await processes.stream_input(sandbox, messages)
             return stream_answer(_only(answer))
         if path == "/process.Process/Start":
             timeout = timeout_of(request)
-            return stream_answer(processes.start(sandbox, await read_one(request), timeout, keepalive))
+            batches = processes.start(sandbox, await read_one(request), timeout)
+            return stream_answer(batches, processes.KEEPALIVE, interval)
         if path == "/process.Process/Connect":
-            return stream_answer(processes.join(sandbox, await read_one(request), keepalive))
+            return stream_answer(processes.join(sandbox, await read_one(request)), processes.KEEPALIVE, interval)
         if path == "/filesystem.Filesystem/WatchDir":
-            return stream_answer(watch(sandbox, await read_one(request), keepalive))
+            return stream_answer(watch(sandbox, await read_one(request)), {"keepalive": {}}, interval)
         raise ConnectError("unimplemented", f"there is no {path[:128]} here")
 
     async def _plain(self, sandbox: SandboxClient, request: Request, port: int, path: str) -> Response:
@@ -234,8 +236,7 @@ def _failure(request: Request, error: WakegateError) -> Response:
 
 def _named(request: Request) -> tuple[SessionId, int]:
     """The sandbox and the port that the header fields name. Raises BadRequestError in E2B's words."""
-    session_id = request.headers.get(SANDBOX_HEADER.decode())
-    port = request.headers.get(PORT_HEADER.decode())
+    session_id, port = _only_value(request, SANDBOX_HEADER), _only_value(request, PORT_HEADER)
     if session_id is None and port is None:
         raise BadRequestError(
             "a signed URL needs the sandbox's host name: set --domain and E2B_DOMAIN, or send E2b-Sandbox-Id with it"
@@ -250,6 +251,14 @@ def _named(request: Request) -> tuple[SessionId, int]:
     if len(session_id) > _MAX_ID_CHARS:
         raise BadRequestError("E2b-Sandbox-Id: malformed")
     return SessionId(session_id), int(port)
+
+
+def _only_value(request: Request, name: bytes) -> str | None:
+    """A field that names one thing; a host name adds one to the client's. Raises BadRequestError where they differ."""
+    values = set(request.headers.getlist(name.decode()))
+    if len(values) > 1:
+        raise BadRequestError(f"{name.decode()}: the host name and the header fields name different ones; send one")
+    return next(iter(values), None)
 
 
 def _act_for(session: Session) -> None:
@@ -282,5 +291,5 @@ def _is_stream(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("application/connect")
 
 
-async def _only(message: Message) -> AsyncGenerator[Message, None]:
-    yield message
+async def _only(message: Message) -> AsyncGenerator[Batch, None]:
+    yield Batch([message], is_last=True)

@@ -10,16 +10,15 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from gateway.api.e2b.connect import ConnectError, text_of
+from gateway.api.e2b.connect import Batch, ConnectError, text_of
 from gateway.api.e2b.filesystem import path_of
-from gateway.api.e2b.processes import with_pauses
 from gateway.api.e2b.sandbox import SandboxClient, read_error
 from gateway.api.sandbox_json import text_of as answer_text
 from gateway.api.sandbox_paths import FilePath
-from gateway.api.tools.run_events import read_events
+from gateway.api.tools.run_events import read_batches
 from gateway.core.background import Tasks
 from gateway.core.errors import WakegateError
 
@@ -37,15 +36,10 @@ _MAX_EVENTS = 1000  # that wait for a poll; older ones are dropped
 _IDLE_S = 600.0  # without a poll, after which a watcher ends
 
 
-async def watch(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncGenerator[Message, None]:
+async def watch(sandbox: SandboxClient, message: Message) -> AsyncGenerator[Batch, None]:
     """WatchDir: changes of a directory until it is gone. Raises ConnectError."""
-    async for event in _changes(sandbox, path_of(message), bool(message.get("recursive")), keepalive):
-        if event is None:
-            yield {"keepalive": {}}
-        elif event:
-            yield {"filesystem": event}
-        else:
-            yield {"start": {}}
+    async for changes in _changes(sandbox, path_of(message), bool(message.get("recursive"))):
+        yield Batch([{"filesystem": change} if change else {"start": {}} for change in changes])
 
 
 class Watchers:
@@ -59,7 +53,7 @@ class Watchers:
         """CreateWatcher. Raises ConnectError, also when there are too many."""
         if len(self._by_id) >= _MAX_WATCHERS:
             raise ConnectError("resource_exhausted", f"{_MAX_WATCHERS} watchers exist already; remove one")
-        changes = _changes(sandbox, path_of(message), bool(message.get("recursive")), _IDLE_S)
+        changes = _changes(sandbox, path_of(message), bool(message.get("recursive")))
         watcher = _Watcher()
         # With the session in the key, another sandbox's client cannot poll it, even if it learns the id.
         key = (str(sandbox.session_id), f"w{secrets.token_hex(8)}")
@@ -93,7 +87,9 @@ class Watchers:
             raise ConnectError("not_found", "no such watcher; it may have ended because it was not polled")
         return watcher
 
-    async def _collect(self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Message | None]) -> None:
+    async def _collect(
+        self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Sequence[Message]]
+    ) -> None:
         removed = asyncio.ensure_future(watcher.removed.wait())
         following = asyncio.ensure_future(anext(changes))
         try:
@@ -105,7 +101,8 @@ class Watchers:
                     return
                 # Not by `async for`: a wait that ends with the timeout must not cancel the read of the next change.
                 if following.done():
-                    watcher.add(following.result())
+                    for change in following.result():
+                        watcher.add(change)
                     following = asyncio.ensure_future(anext(changes))
         except StopAsyncIteration:
             pass
@@ -130,10 +127,10 @@ class _Watcher:
         self.polled_at = asyncio.get_running_loop().time()
         self._events: deque[Message] = deque(maxlen=_MAX_EVENTS)
 
-    def add(self, event: Message | None) -> None:
+    def add(self, event: Message) -> None:
         if event:
             self._events.append(event)
-        elif event is not None and not self.started.done():
+        elif not self.started.done():
             self.started.set_result(None)
 
     def take(self) -> list[Message]:
@@ -143,24 +140,22 @@ class _Watcher:
         return events
 
 
-async def _changes(
-    sandbox: SandboxClient, path: FilePath, recursive: bool, keepalive: float
-) -> AsyncIterator[Message | None]:
-    """An empty message once watching has begun, then each change; None for silence."""
+async def _changes(sandbox: SandboxClient, path: FilePath, recursive: bool) -> AsyncIterator[Sequence[Message]]:
+    """An empty message once watching has begun, then the changes, those together that came together."""
     target = f"/api/fs/watch?{path.query}&recursive={'true' if recursive else 'false'}"
     async with sandbox.stream("GET", target) as (reply, chunks):
         if reply.status != 200:
             raise await read_error(reply, chunks)
-        async for event in with_pauses(read_events(chunks), keepalive):
-            if event is None:
-                yield None
-                continue
-            name, data, _ = event
-            if name == "ready":
-                yield {}
-            elif name == "gone":
+        async for events in read_batches(chunks):
+            yield [each for name, data, _ in events if (each := _change(name, data)) is not None]
+            if any(name == "gone" for name, _, _ in events):
                 return
-            elif name == "change":
-                kind = _KINDS.get(answer_text(data, "type"))
-                if kind is not None:  # picod may learn of kinds that E2B has no name for
-                    yield {"name": answer_text(data, "path"), "type": kind}
+
+
+def _change(name: str, data: Mapping[str, Any]) -> Message | None:
+    """An event of picod's in E2B's form; None: it has none."""
+    if name == "ready":
+        return {}
+    kind = _KINDS.get(answer_text(data, "type")) if name == "change" else None
+    # picod may learn of kinds that E2B has no name for.
+    return None if kind is None else {"name": answer_text(data, "path"), "type": kind}

@@ -194,6 +194,7 @@ class _Connection:
         Raises WakegateError.
         """
         error: dict[str, Any] | None = None
+        ended = False
         fields = {"code": code, "language": "python", "stream": True, "timeout": _MAX_RUN, "comms": True}
         body = orjson.dumps({**fields, "silent": silent})
         async with self._caller.stream(
@@ -202,10 +203,13 @@ class _Connection:
             if reply.status != 200:
                 raise BadAnswerError(await _read_error(chunks, reply.status))
             async for name, data, _ in read_events(chunks):
+                if ended:
+                    continue  # to the answer's end, which comes with the exit: only then can the connection be kept
                 if name == "exit":
+                    ended = True
                     if not silent and isinstance(data.get("execution_count"), int):
                         self._count = count_of(data, "execution_count")
-                    return error
+                    continue
                 if name == "error":
                     error = of_error(data)
                 if results is not None:
@@ -215,7 +219,9 @@ class _Connection:
                     await self._tell(message, kind, content, buffers=buffers)
                 elif (shown := of_event(name, data, self._count)) is not None:
                     await self._tell(message, *shown)
-        raise BadAnswerError("the sandbox's stream ended before the run did")
+        if not ended:
+            raise BadAnswerError("the sandbox's stream ended before the run did")
+        return error
 
     async def _control(self, message: Mapping[str, Any]) -> None:
         """Interrupt the code that runs. A shutdown is the REST part's: here it interrupts as well."""

@@ -87,7 +87,9 @@ class MCPEndpoint:
         version = request.headers.get(VERSION_HEADER)
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
             self._find_handle(request, message)
-            return _SDKResponse(await self._loaded(), body, {}, self._acknowledge)
+            server = await self._loaded()
+            plain = await server.answer_plainly(request, message)
+            return _SDKResponse(server, body, {}, self._acknowledge) if plain is None else plain
         headers: Mapping[str, str] = {}
         method = message.get("method")
         if method == "initialize":

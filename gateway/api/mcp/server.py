@@ -1,4 +1,4 @@
-"""The MCP server behind endpoint.py, and the only module that imports the `mcp` SDK.
+"""The MCP server behind endpoint.py; with plain_calls.py the only module that imports the `mcp` SDK.
 
 The SDK runs stateless: it keeps nothing between requests, since all state is in the session and its record.
 """
@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from mcp import types
@@ -17,12 +18,14 @@ from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.api.errors import ParamError
 from gateway.api.file_links import link_of
 from gateway.api.loss_report import LossReport, new_loss_report
+from gateway.api.mcp.plain_calls import PlainCalls
 from gateway.api.mcp.protocol import (
     HANDLE,
     HANDSHAKE_VERSIONS,
@@ -34,8 +37,9 @@ from gateway.api.mcp.protocol import (
 from gateway.api.mcp.sessions import MCPSessions
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
-from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
+from gateway.api.tools.catalogue import ToolFormat, describe, tools_of
 from gateway.api.tools.results import ToolResult, failure
+from gateway.api.tools.run_events import Progress
 from gateway.api.tools.service import ToolService
 from gateway.core.errors import WakegateError, public_message
 from gateway.core.interfaces import RuntimeCatalog
@@ -43,6 +47,7 @@ from gateway.core.model import SessionId
 
 logger = logging.getLogger(__name__)
 
+_PLAIN_S = 0.1  # after which a call is the SDK's, which watches for its client's leaving and keeps the connection alive
 HEARTBEAT_S = 5.0  # between progress notifications, which keep a client's request timeout from expiring
 _PROGRESS_INTERVAL_S = 0.2
 _MAX_PROGRESS_CHARS = 2000
@@ -65,7 +70,8 @@ class ToolServer:
         self._service = service
         self._sessions = sessions
         self._catalog = catalog
-        self._running: dict[tuple[SessionId, str | int], asyncio.Task[ToolResult]] = {}
+        self._running: dict[tuple[SessionId, str | int], asyncio.Task[types.CallToolResult]] = {}
+        self._plain = PlainCalls()
         self._server: Server[Any] = Server(
             "wakegate",
             version=__version__,
@@ -94,7 +100,7 @@ class ToolServer:
     async def _list(
         self, context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        session_id = _session_of(context)
+        session_id = _session_of(_request_of(context))
         try:
             if session_id is not None:
                 tools = await self._sessions.tools(session_id)
@@ -108,60 +114,39 @@ class ToolServer:
             described = [_with_handle(each) for each in described]
         return types.ListToolsResult(tools=[types.Tool.model_validate(each) for each in described])
 
+    async def answer_plainly(self, request: Request, message: Mapping[str, Any]) -> Response | None:
+        """The answer to a call whose form is known and that is over soon; None: the SDK has to answer.
+
+        The SDK's own way to it takes 2 ms of CPU. It still checks the form of each kind of client once, and answers
+        whatever is not an ordinary call; one that takes longer it goes on with, where this one left it.
+        """
+        call = self._plain.recognise(request, message)
+        if call is None:
+            return None
+        task = request.state.mcp_call = self._begin(request, message["id"], call, None)
+        try:
+            await asyncio.wait({task}, timeout=_PLAIN_S)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        report: LossReport = request.state.loss_report
+        return None if report.restored is not None else self._plain.answer(message["id"], task.result())
+
     async def _call(
         self, context: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        request, arguments = _request_of(context), dict(params.arguments or {})
-        takes_handle = _takes_handle(request)
-        makes_session = False
-        if takes_handle:
-            arguments.pop(HANDLE, None)
-            makes_session = not getattr(request.state, "has_handle", True)
-            session_id: SessionId | None = getattr(request.state, "session_id", None)
-            if session_id is None:
-                raise MCPError(types.INVALID_PARAMS, f"{HANDLE}: expected a session's id, as a result named it")
-        else:
-            session_id = _session_of(context)
-        if session_id is None:
-            raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
-        call = Call(str(context.request_id), params.name, arguments)
-        report = new_loss_report()
-        try:
-            if takes_handle:
-                await self._sessions.ensure(session_id)
-            _, tools = await self._service.open(session_id)
-        except WakegateError as error:
-            result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
-        else:
-            # A first result has its text twice.
-            max_bytes = _MAX_ANSWER_BYTES // 2 if makes_session else _MAX_ANSWER_BYTES
-            result = await self._run_reporting(context, session_id, tools, call, max_bytes)
-        request.state.loss_report = report  # endpoint.py acknowledges it once the answer is delivered
-        return _answer(context, session_id, result, report, names_session=makes_session)
-
-    async def _run_reporting(
-        self,
-        context: ServerRequestContext[Any],
-        session_id: SessionId,
-        tools: Mapping[str, Tool],
-        call: Call,
-        max_bytes: int,
-    ) -> ToolResult:
         """Run a call with a progress notification every few seconds; cancel it when the client cancels or leaves."""
-        report = _Reporter(context)
-        # Progress may be sent only under a token that the client has given; without one, output is not even collected.
-        wants = bool(context.meta and context.meta.get("progress_token"))
-        task = asyncio.create_task(
-            self._service.run_once(
-                session_id,
-                tools,
-                call,
-                report.add_output if wants else None,
-                max_bytes=max_bytes,
-            )
-        )
-        key = (session_id, context.request_id or "")
-        self._running[key] = task
+        request, report = _request_of(context), _Reporter(context)
+        self._plain.learn(request)
+        task: asyncio.Task[types.CallToolResult] | None = getattr(request.state, "mcp_call", None)
+        if task is None:
+            call = Call(str(context.request_id), params.name, dict(params.arguments or {}))
+            # Progress may be sent only under a token that the client has given; without one, output is not even
+            # collected.
+            wants = bool(context.meta and context.meta.get("progress_token"))
+            task = self._begin(request, context.request_id or "", call, report.add_output if wants else None)
         waited = 0.0
         try:
             # wait, and not wait_for: a heartbeat must not cancel the call.
@@ -169,13 +154,63 @@ class ToolServer:
                 waited += HEARTBEAT_S
                 await report.send(f"running for {waited:g} s")
             if task.cancelled():
-                return ToolResult("Error (cancelled): the call was cancelled", failed=True)
+                text = types.TextContent(text="Error (cancelled): the call was cancelled")
+                return types.CallToolResult(content=[text], is_error=True)
             return task.result()
         finally:
             task.cancel()
+
+    def _begin(
+        self, request: Request, request_id: str | int, call: Call, progress: Progress | None
+    ) -> asyncio.Task[types.CallToolResult]:
+        """Start a call in a task of its own, which a client can cancel by the call's id. Raises MCPError."""
+        makes_session = False
+        if takes_handle := _takes_handle(request):
+            call = replace(call, arguments={name: value for name, value in call.arguments.items() if name != HANDLE})
+            makes_session = not getattr(request.state, "has_handle", True)
+            session_id: SessionId | None = getattr(request.state, "session_id", None)
+            if session_id is None:
+                raise MCPError(types.INVALID_PARAMS, f"{HANDLE}: expected a session's id, as a result named it")
+        else:
+            session_id = _session_of(request)
+        if session_id is None:
+            raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
+        task = asyncio.create_task(
+            self._run(request, session_id, call, progress, ensures=takes_handle, names_session=makes_session)
+        )
+        key = (session_id, request_id)
+        self._running[key] = task
+
+        def forget(_: object) -> None:
             # A later call may have taken the same id.
             if self._running.get(key) is task:
                 del self._running[key]
+
+        task.add_done_callback(forget)
+        return task
+
+    async def _run(
+        self,
+        request: Request,
+        session_id: SessionId,
+        call: Call,
+        progress: Progress | None,
+        *,
+        ensures: bool,
+        names_session: bool,
+    ) -> types.CallToolResult:
+        report = request.state.loss_report = new_loss_report()  # endpoint.py acknowledges it with the delivered answer
+        try:
+            if ensures:
+                await self._sessions.ensure(session_id)
+            _, tools = await self._service.open(session_id)
+        except WakegateError as error:
+            result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
+        else:
+            # A first result has its text twice.
+            max_bytes = _MAX_ANSWER_BYTES // 2 if names_session else _MAX_ANSWER_BYTES
+            result = await self._service.run_once(session_id, tools, call, progress, max_bytes=max_bytes)
+        return _answer(str(request.base_url), session_id, result, report, names_session=names_session)
 
 
 class _Reporter:
@@ -234,8 +269,7 @@ def _request_of(context: ServerRequestContext[Any]) -> Request:
     return request
 
 
-def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
-    request = _request_of(context)
+def _session_of(request: Request) -> SessionId | None:
     try:
         named = named_session(request)
     except ParamError as error:
@@ -258,7 +292,7 @@ def _with_handle(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    context: ServerRequestContext[Any],
+    base_url: str,
     session_id: SessionId,
     result: ToolResult,
     report: LossReport,
@@ -267,7 +301,6 @@ def _answer(
 ) -> types.CallToolResult:
     """A result. `names_session`: it is the first of a session that no one knows yet."""
     content: list[types.ContentBlock] = []
-    base_url = str(_request_of(context).base_url)
     # An answer of pictures alone has no empty text before them.
     lines = [result.text] if result.text or not result.images else []
     lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]

@@ -74,6 +74,9 @@ class MCPSessions:
     async def ensure(self, session_id: SessionId) -> None:
         """Write the record of a session whose first call this is. Raises SessionNotFoundError, LimitError."""
         try:
+            # Whether there is a record never changes while it lives; that it has ended is found when it is opened.
+            if (await self._lifecycle.get_cached(session_id)).state is not SessionState.TERMINATED:
+                return
             await self._service.tools(session_id)
         except SessionNotFoundError:
             if await self._lifecycle.exists(session_id):

@@ -247,7 +247,12 @@ SCHEMAS: dict[str, Schema] = {
         expires=DURATION,
     ),
     "Key": obj("id role tenant createdAt", **_KEY),
-    "NewKeyAnswer": obj("key id role tenant createdAt", key=TEXT, **_KEY),
+    "NewKeyAnswer": obj(
+        "key e2bKey id role tenant createdAt",
+        key=TEXT,
+        e2bKey={**TEXT, "description": "The same key, spelled as E2B's SDKs take it."},
+        **_KEY,
+    ),
     "Keys": obj("keys", keys=array_of(ref("Key"))),
     "Rotation": obj(overlap=DURATION),
     "Limits": _LIMITS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.api.sandbox_json import BadAnswerError, parse_object, text_of
 from gateway.core.errors import UpstreamBrokenError
 
 Progress = Callable[[str, str], Awaitable[None]]  # (stream, text) of output as it comes
+Event = tuple[str, Mapping[str, Any], int]  # its name, its data, its size in bytes
 
 MAX_EVENT_BYTES = 24 << 20  # a picture is one event
 MAX_RESULTS_BYTES = 16 << 20  # of all results, as picod keeps them
@@ -123,34 +124,49 @@ class _Collector:
 
 async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str, Any]:
     """Read a run's events until its exit. Raises UpstreamBrokenError if they end before that, BadAnswerError."""
-    collector = _Collector()
+    collector, answer = _Collector(), None
     async for name, data, size in read_events(chunks):
+        if answer is not None:
+            continue  # to the end, which comes with the exit: only then can the connection be used again
         if name == "exit":
-            return collector.answer(data)
+            answer = collector.answer(data)
+            continue
         collector.add(name, data, size)
         if name in ("stdout", "stderr"):
             await progress(name, text_of(data, "text", ""))
-    raise UpstreamBrokenError("the sandbox's event stream ended before the run did")
+    if answer is None:
+        raise UpstreamBrokenError("the sandbox's event stream ended before the run did")
+    return answer
 
 
-async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Mapping[str, Any], int]]:
-    """Parse server-sent events into (event, data, size in bytes), in the subset of the format that picod writes.
+async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+    """Parse server-sent events, in the subset of the format that picod writes.
 
     Raises BadAnswerError for an event that is too large, or whose data is not a JSON object.
     """
+    async for events in read_batches(chunks):
+        for event in events:
+            yield event
+
+
+async def read_batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[Sequence[Event]]:
+    """As `read_events`, those together that came together: what is made of them can be sent in one piece."""
     pending = bytearray()
     async for chunk in chunks:
         await asyncio.sleep(0)  # with endless output a chunk is always ready: let other requests run in between
         searched = max(0, len(pending) - 1)  # the two newlines may be in different chunks
         pending += chunk
         start = 0
+        events: list[Event] = []
         while (end := pending.find(b"\n\n", max(start, searched))) >= 0:
             event = bytes(memoryview(pending)[start:end])
             start = end + 2
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
             if b"data" in fields:
                 name = fields.get(b"event", b"message").decode("latin-1")
-                yield name, await parse_object(fields[b"data"]), len(event)
+                events.append((name, await parse_object(fields[b"data"]), len(event)))
         del pending[:start]
+        if events:
+            yield events
         if len(pending) > MAX_EVENT_BYTES:
             raise BadAnswerError(f"an event of the sandbox is larger than {MAX_EVENT_BYTES} bytes")
