@@ -123,7 +123,10 @@ class ToolServer:
         call = self._plain.recognise(request, message)
         if call is None:
             return None
-        task = request.state.mcp_call = self._begin(request, message["id"], call, None)
+        try:
+            task = request.state.mcp_call = self._begin(request, message["id"], call, None)
+        except MCPError:
+            return None  # the SDK words the refusal, by the same way
         try:
             await asyncio.wait({task}, timeout=_PLAIN_S)
         except asyncio.CancelledError:
