@@ -56,15 +56,19 @@ def test_call_is_ordinary_once_the_sdk_has_accepted_one_like_it(calls: PlainCall
     ) is not None  # fmt: skip
 
 
+ODD_IDS: list[Any] = [None, True, 1.5, [1]]
+ODD_PARAMS: list[Any] = [None, [], "x"]
+
+
 @pytest.mark.parametrize(
     "message",
     [
         {**MESSAGE, "jsonrpc": "1.0"},
         {**MESSAGE, "method": "tools/list"},
         {**MESSAGE, "more": 1},
-        *({**MESSAGE, "id": odd} for odd in (None, True, 1.5, [1])),
+        *({**MESSAGE, "id": odd} for odd in ODD_IDS),
         {name: value for name, value in MESSAGE.items() if name != "id"},
-        *({**MESSAGE, "params": odd} for odd in (None, [], "x")),
+        *({**MESSAGE, "params": odd} for odd in ODD_PARAMS),
         {**MESSAGE, "params": {**PARAMS, "name": 5}},
         {**MESSAGE, "params": {**PARAMS, "arguments": []}},
         {**MESSAGE, "params": {**PARAMS, "task": {}}},
