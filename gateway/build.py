@@ -8,13 +8,14 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from gateway.api.agent_sandbox.cluster_claims import ClusterClaims
 from gateway.app.gateway import Engine, Gateway, holder_name
 from gateway.core.addresses import host_name, is_loopback
 from gateway.core.background import every
@@ -34,6 +35,7 @@ from gateway.snapshots.keeper import make_keeper
 from gateway.store import make_store
 
 if TYPE_CHECKING:
+    from gateway.provider.kubernetes.engine import Cluster
     from gateway.provider.local import LocalProvider
 
 KEYS_INTERVAL_S = 5.0  # between checks of the folder of signing keys for changes and due rotations
@@ -201,11 +203,22 @@ async def _build_in_cluster(
             ("runtimes of the cluster", cluster.follow()),
             ("signing keys", cluster.sharing.follow(partial(renew, gateway))),
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
+            *_claims(settings, cluster, gateway),
         ),
     )
     gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
     cluster.count_in(gateway.counters.kubernetes)
     return gateway
+
+
+def _claims(settings: Settings, cluster: Cluster, gateway: Gateway) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    """What answers the cluster's SandboxClaims, where the settings ask for that."""
+    if settings.kube_claims_tenant:
+        sessions = ClusterClaims(
+            gateway.sessions.lifecycle, gateway.sessions.hibernator, gateway.store, cluster.catalog, gateway.clock,
+            tenant=settings.kube_claims_tenant,
+        )  # fmt: skip
+        yield "claims of the cluster", cluster.claims(sessions, gateway.clock).run(gateway.store, holder_name())
 
 
 def _entrance_gate(settings: Settings) -> EgressGate | None:

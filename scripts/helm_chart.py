@@ -19,6 +19,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = ROOT / "manifests" / "overlays" / "production"
+CLAIMS = ROOT / "manifests" / "sandbox-claims" / "access.yaml"
 CHART = ROOT / "manifests" / "helm" / "wakegate"
 HEAD = "# Made by scripts/helm_chart.py from manifests/overlays/production; change that one.\n"
 NAMESPACE, SANDBOXES = "wakegate", "wakegate-sandboxes"
@@ -115,8 +116,18 @@ def documents() -> dict[Path, str]:
             made.setdefault(kind.lower(), []).append(text)
     for kind, texts in made.items():
         files[CHART / "templates" / f"{kind}.yaml"] = HEAD + "---\n".join(texts)
+    files[CHART / "templates" / "claims.yaml"] = HEAD + _claims(templates)
     files[CHART / "values.yaml"] = HEAD + _dump(values)
     return files
+
+
+def _claims(templates: _Templates) -> str:
+    """What the gateway may do with SandboxClaims, where the settings have them answered."""
+    texts = []
+    for document in yaml.safe_load_all(CLAIMS.read_text()):
+        document["metadata"]["namespace"] = SANDBOXES
+        texts.append(templates.text(_placed(document, templates)))
+    return "{{- if .Values.settings.WAKEGATE_KUBE_CLAIMS_TENANT }}\n" + "---\n".join(texts) + "{{- end }}\n"
 
 
 def _parametrized(document: Any, templates: _Templates, values: dict[str, Any]) -> Any:

@@ -47,7 +47,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "tokens": ("token_algorithm", "key_rotation", "key_settle"),
     "Kubernetes": (
         "kubeconfig", "kube_namespaces", "kube_gateway_namespace", "kube_concurrency", "kube_spread", "kube_scheduler",
-        "kube_runtime_class", "kube_trust_manifests", "picod_image",
+        "kube_runtime_class", "kube_claims_tenant", "kube_trust_manifests", "picod_image",
     ),
     "images of sandboxes on Kubernetes": (
         "image_registries", "image_digests", "image_keys", "image_signatures", "image_credentials", "image_ca",

@@ -133,6 +133,12 @@ class Settings:
     )
     kube_scheduler: str = _setting("", "schedulerName of sandboxes (default: the cluster's)", kind="text")
     kube_runtime_class: str = _setting("", "runtimeClassName of sandboxes (default: the cluster's)", kind="text")
+    kube_claims_tenant: str = _setting(
+        "",
+        "answer SandboxClaims of agent-sandbox in these namespaces; their sessions are this tenant's, whose keys reach"
+        " them (default: not answered)",
+        kind="text",
+    )
     kube_trust_manifests: bool = _setting(
         False,
         "allow runtimes to use what gives access to their node or to other workloads: hostPath, privileged, host"

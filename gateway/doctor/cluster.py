@@ -38,13 +38,14 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
     try:
         yield check_version(version)
         namespaces = [name for name in settings.kube_namespaces.split(",") if name]
+        answers_claims = bool(settings.kube_claims_tenant)
         for namespace in namespaces:
-            async for finding in check_namespace(api, namespace):
+            async for finding in check_namespace(api, namespace, claims=answers_claims):
                 yield finding
         yield await check_rights(api, settings.kube_gateway_namespace, own=True)
         for namespace in sorted({*namespaces, settings.kube_gateway_namespace}):
             both = namespace in namespaces, namespace == settings.kube_gateway_namespace
-            yield await check_excess(api, namespace, sandboxes=both[0], own=both[1])
+            yield await check_excess(api, namespace, sandboxes=both[0], own=both[1], claims=answers_claims)
     finally:
         await api.aclose()
 
@@ -59,9 +60,14 @@ def check_version(version: dict[str, Any]) -> Finding:
     return Finding("Kubernetes", detail)
 
 
-async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
-    """Check a namespace with sandboxes: rights, custom resources, network policy, runtimes."""
+async def check_namespace(api: Any, namespace: str, *, claims: bool = False) -> AsyncIterator[Finding]:
+    """Check a namespace with sandboxes: rights, custom resources, network policy, runtimes.
+
+    `claims`: SandboxClaims are answered there.
+    """
     yield await check_rights(api, namespace, own=False)
+    if claims:
+        yield await check_rights(api, namespace, own=False, claims=True)
     for kind in Kind:
         async for finding in check_runtimes(api, namespace, kind):
             yield finding
@@ -69,13 +75,13 @@ async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
     yield await check_metrics(api, namespace)
 
 
-async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
-    """Check that the account has the rights a gateway needs. `own`: in the gateway's own namespace."""
+async def check_rights(api: Any, namespace: str, *, own: bool, claims: bool = False) -> Finding:
+    """Check that the account has the rights a gateway needs. `own`: in its own namespace; `claims`: for those alone."""
     from gateway.provider.kubernetes import rights
     from gateway.provider.kubernetes.client import KubeError
 
-    missing = []
-    for right in rights.GATEWAY if own else rights.SANDBOXES:
+    missing, what = [], "rights to claims" if claims else "rights"
+    for right in rights.GATEWAY if own else rights.CLAIMS if claims else rights.SANDBOXES:
         resource, _, sub = right.resource.partition("/")
         for verb in right.verbs:
             attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
@@ -90,22 +96,23 @@ async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
             try:
                 answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
             except KubeError as error:
-                return Finding(f"rights in {namespace}", str(error), "the server could not be asked; run this again")
+                return Finding(f"{what} in {namespace}", str(error), "the server could not be asked; run this again")
             if not (answer.get("status") or {}).get("allowed"):
                 missing.append(f"{verb} {right.resource}")
     if missing:
-        where = "manifests/base" if own else f"manifests/sandboxes with `namespace: {namespace}`"
-        return Finding(f"rights in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
-    return Finding(f"rights in {namespace}", "all there")
+        folder = "manifests/sandbox-claims" if claims else "manifests/sandboxes"
+        where = "manifests/base" if own else f"{folder} with `namespace: {namespace}`"
+        return Finding(f"{what} in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
+    return Finding(f"{what} in {namespace}", "all there")
 
 
-async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) -> Finding:
-    """Check that the account has no further rights. `sandboxes`, `own`: what the namespace is used for."""
+async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool, claims: bool = False) -> Finding:
+    """Check that the account has no further rights. `sandboxes`, `own`, `claims`: what the namespace is used for."""
     from gateway.provider.kubernetes import rights
     from gateway.provider.kubernetes.client import KubeError
 
     what = f"least right in {namespace}"
-    wanted = rights.SANDBOXES * sandboxes + rights.GATEWAY * own
+    wanted = rights.SANDBOXES * sandboxes + rights.GATEWAY * own + rights.CLAIMS * (sandboxes and claims)
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",

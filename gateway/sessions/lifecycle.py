@@ -155,19 +155,23 @@ class Lifecycle:
         *,
         metadata: Mapping[str, str] | None = None,
         session_id: SessionId | None = None,
+        ttl: float | None = None,
         reusable_until: float = 0.0,
     ) -> Session:
         """Create a session that claims a sandbox when it is first opened, for clients that may never need one.
 
         It has no owner, so any gateway may open it. `session_id`: its id, if it was given out before; a session that
-        has it already is returned. `reusable_until` in epoch seconds: see REUSABLE_UNTIL of core/model.py.
+        has it already is returned. `ttl` as in `create`. `reusable_until` in epoch seconds: see REUSABLE_UNTIL of
+        core/model.py.
         Raises: RuntimeNotFoundError, SessionNotFoundError if the id is another caller's, LimitError,
         StoreUnavailableError.
         """
         runtime = choose_runtime(self._catalog, runtime_key)
         require_creation(runtime_key)
         longest = self._quotas.longest(current().tenant, runtime)
-        session = new_record(session_id or new_id(), runtime, now=self._clock.now(), longest=longest, metadata=metadata)
+        session = new_record(
+            session_id or new_id(), runtime, now=self._clock.now(), longest=longest, ttl=ttl, metadata=metadata
+        )
         if reusable_until:
             session = replace(session, metadata={**session.metadata, REUSABLE_UNTIL: str(reusable_until)})
         async with self._records.holding(session.id):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 import orjson
@@ -18,21 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from gateway.api.agent_sandbox.index import ClaimIndex
-from gateway.api.agent_sandbox.records import (
-    CLAIM_GROUP,
-    SANDBOX_GROUP,
-    Claim,
-    claim_document,
-    claim_of,
-    list_document,
-    sandbox_document,
-    sandbox_name,
-    session_of,
-)
+from gateway.api.agent_sandbox.reading import read_claim, require_name, require_runtime, seconds_until
+from gateway.api.agent_sandbox.records import Claim, claim_document, claim_of, list_document, sandbox_document
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_object
 from gateway.api.session_list import list_sessions
 from gateway.api.sessions import DELETED_BY_USER, create_session
+from gateway.core.agent_sandbox import CLAIM_GROUP, SANDBOX_GROUP, sandbox_name, session_of
 from gateway.core.clock import Clock
 from gateway.core.errors import (
     BadRequestError,
@@ -43,16 +33,11 @@ from gateway.core.errors import (
 )
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
-from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import Session, SessionId, SessionState
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]{0,255}")
 _FIELD_SELECTOR = re.compile(r"metadata\.name==?([a-z0-9][-a-z0-9.]{0,252})")
-_MAX_ENV, _MAX_LABELS = 100, 64
-_MAX_VALUE_CHARS = 4096
-_MAX_RECORD_BYTES = 16 << 10  # of all that a claim keeps: a record is read and written whole
 _MAX_LIST = 500
 _MAX_SELECTOR_CHARS = 2048
 _MAX_WATCH_S = 600.0
@@ -98,8 +83,8 @@ class ClaimsAPI:
 
     async def _create(self, request: Request) -> Response:
         claim = read_claim(await read_object(request), _namespace(request))
-        runtime = self._runtime(claim)
-        ttl = None if claim.shutdown_time is None else _seconds_until(claim.shutdown_time, self._clock.now())
+        runtime = require_runtime(self._catalog, claim)
+        ttl = None if claim.shutdown_time is None else seconds_until(claim.shutdown_time, self._clock.now())
         # Two creates of one name at once: the second must not pass the look-up before the first has written.
         making = (current().tenant, claim.namespace, claim.name)
         if making in self._making:
@@ -115,18 +100,6 @@ class ClaimsAPI:
         finally:
             self._making.discard(making)
         return JSON(claim_document(opened.session, claim), 201)
-
-    def _runtime(self, claim: Claim) -> Runtime:
-        """The code interpreter that a claim's warm pool names. Raises NotFoundError."""
-        for namespace in (claim.namespace, "default"):
-            runtime = self._catalog.get(RuntimeKey(namespace, claim.pool))
-            if runtime is not None:
-                return runtime
-        served = ", ".join(each.key.name for each in self._catalog.all() if each.key.kind is Kind.CODE_INTERPRETER)
-        raise NotFoundError(
-            f'sandboxwarmpools.{CLAIM_GROUP} "{claim.pool[:253]}" not found: no code interpreter has this name;'
-            f" there are {served[:500] or 'none'}"
-        )
 
     async def _list_claims(self, request: Request) -> Response:
         return await self._listed(request, "SandboxClaim", CLAIM_GROUP, claim_document, lambda _, claim: claim.name)
@@ -258,73 +231,8 @@ class ClaimsAPI:
         return None if session is None or claim is None else (session, claim)
 
 
-def read_claim(body: Mapping[str, Any], namespace: str) -> Claim:
-    """A SandboxClaim that is to be made. Raises BadRequestError."""
-    metadata, spec = _object(body, "metadata"), _object(body, "spec")
-    name = metadata.get("name")
-    if name is None and isinstance(metadata.get("generateName"), str):
-        name = f"{metadata['generateName'][:240]}{secrets.token_hex(3)}"
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadRequestError(f"metadata.name: expected a name of Kubernetes, got {repr(name)[:64]}")
-    pool = _object(spec, "warmPoolRef", "spec.").get("name")
-    if not isinstance(pool, str) or not pool:
-        raise BadRequestError("spec.warmPoolRef.name: missing; it names a code interpreter, as my-interpreter")
-    if spec.get("volumeClaimTemplates"):
-        raise BadRequestError("spec.volumeClaimTemplates: there are no volumes here; a session's workspace is kept")
-    life = _object(spec, "lifecycle", "spec.")
-    shutdown_time = life.get("shutdownTime")
-    if shutdown_time is not None and not isinstance(shutdown_time, str):
-        raise BadRequestError("spec.lifecycle.shutdownTime: expected a time of RFC 3339")
-    claim = Claim(
-        namespace, name, pool[:253], _read_env(spec.get("env")), _read_texts(metadata, "labels"),
-        _read_texts(metadata, "annotations"), shutdown_time,
-    )  # fmt: skip
-    if len(next(iter(claim.stored().values()))) > _MAX_RECORD_BYTES:
-        raise BadRequestError(f"env, labels and annotations: expected at most {_MAX_RECORD_BYTES} bytes together")
-    return claim
-
-
 def _namespace(request: Request) -> str:
-    name: str = request.path_params["namespace"]
-    if not _NAME.fullmatch(name):
-        raise BadRequestError(f"the namespace: expected a name of Kubernetes, got {name[:64]!r}")
-    return name
-
-
-def _object(body: Mapping[str, Any], name: str, where: str = "") -> Mapping[str, Any]:
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{where}{name}: expected an object")
-    return value
-
-
-def _read_env(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, list) or len(value) > _MAX_ENV:
-        raise BadRequestError(f"spec.env: expected a list of at most {_MAX_ENV} entries")
-    env: dict[str, str] = {}
-    for each in value:
-        name = each.get("name") if isinstance(each, dict) else None
-        text = each.get("value", "") if isinstance(each, dict) else None
-        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name) or not isinstance(text, str) or "\0" in text:
-            raise BadRequestError(f"spec.env: expected name and value, got {repr(each)[:64]}")
-        env[name] = text
-    return env
-
-
-def _read_texts(metadata: Mapping[str, Any], name: str) -> dict[str, str]:
-    value = metadata.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > _MAX_LABELS:
-        raise BadRequestError(f"metadata.{name}: expected an object of at most {_MAX_LABELS} entries")
-    for key, text in value.items():
-        if not isinstance(text, str) or len(key) > 317 or len(text) > _MAX_VALUE_CHARS:
-            raise BadRequestError(f"metadata.{name}.{key[:64]}: expected text of at most {_MAX_VALUE_CHARS} characters")
-    return value
+    return require_name(request.path_params["namespace"], "the namespace")
 
 
 def _read_field_selector(text: str) -> str | None:
@@ -352,17 +260,6 @@ def _read_timeout(text: str) -> float:
     if text and (not text.isascii() or not text.isdigit() or len(text) > 6):
         raise BadRequestError(f"timeoutSeconds: expected a whole number, got {text[:16]!r}")
     return min(float(text or _MAX_WATCH_S), _MAX_WATCH_S)
-
-
-def _seconds_until(text: str, now: float) -> float:
-    try:
-        at = datetime.fromisoformat(text[:64])
-        seconds = at.timestamp() - now
-    except (ValueError, OverflowError):
-        raise BadRequestError(f"spec.lifecycle.shutdownTime: expected RFC 3339, got {text[:64]!r}") from None
-    if seconds <= 0:
-        raise BadRequestError(f"spec.lifecycle.shutdownTime: {text[:64]} is past")
-    return seconds
 
 
 def _event(kind: str, document: Mapping[str, Any]) -> bytes:

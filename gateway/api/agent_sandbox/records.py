@@ -11,12 +11,11 @@ from typing import Any
 
 import orjson
 
-from gateway.core.model import PRIVATE_METADATA, Session, SessionId, SessionState
+from gateway.core.agent_sandbox import CLAIM_GROUP, SANDBOX_GROUP, VERSION, sandbox_name
+from gateway.core.model import PRIVATE_METADATA, Session, SessionState
 from gateway.core.units import rfc3339
 
-CLAIM_GROUP, SANDBOX_GROUP, VERSION = "extensions.agents.x-k8s.io", "agents.x-k8s.io", "v1beta1"
 _KEY = PRIVATE_METADATA + "claim"
-_PREFIX = "s-"  # a name of Kubernetes begins with a letter, for services at least; a session's id may not
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,6 @@ def claim_of(session: Session) -> Claim | None:
         value["namespace"], value["name"], value["pool"], value["env"], value["labels"], value["annotations"],
         value["shutdownTime"],
     )  # fmt: skip
-
-
-def sandbox_name(session_id: SessionId) -> str:
-    """The name of a session's sandbox, which clients send as X-Sandbox-ID."""
-    return _PREFIX + session_id
-
-
-def session_of(name: str) -> SessionId:
-    """The session of a sandbox's name."""
-    return SessionId(name.removeprefix(_PREFIX))
 
 
 def claim_document(session: Session, claim: Claim) -> dict[str, Any]:

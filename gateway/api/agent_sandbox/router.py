@@ -25,10 +25,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.agent_sandbox.command_line import split_words
-from gateway.api.agent_sandbox.records import claim_of, session_of
+from gateway.api.agent_sandbox.records import claim_of
 from gateway.api.errors import ErrorShape, answering_errors
 from gateway.api.http import JSON, chunks_of, read_chunks, read_object
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, objects_of, parse_object, text_of
+from gateway.core.agent_sandbox import session_of
 from gateway.core.errors import BadRequestError, NotFoundError, SessionNotFoundError, TooLargeError
 from gateway.core.identity import current
 from gateway.core.interfaces import SandboxCaller

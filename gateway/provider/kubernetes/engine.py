@@ -24,6 +24,7 @@ from gateway.images.policy import make_policy
 from gateway.observability.counters import Calls
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
 from gateway.provider.kubernetes.catalog import WatchedCatalog
+from gateway.provider.kubernetes.claim_controller import ClaimController, ClaimSessions
 from gateway.provider.kubernetes.client import KubeError
 from gateway.provider.kubernetes.egress_authority import SharedAuthority
 from gateway.provider.kubernetes.egress_secrets import LentSecrets
@@ -97,6 +98,10 @@ class Cluster:
                 self.catalog.changed.set()
                 await asyncio.sleep(_RETRY_DELAY_S)
 
+    def claims(self, sessions: ClaimSessions, clock: Clock) -> ClaimController:
+        """What answers SandboxClaims in the namespaces of sandboxes."""
+        return ClaimController(self._api, _namespaces(self._settings), sessions, clock)
+
     async def report(self, store: SessionStore, provider: SandboxProvider, holder: str) -> None:
         """Write the status of every runtime while this gateway holds the lease."""
         lease = None
@@ -146,7 +151,7 @@ async def join_cluster(
 
     `gate`: of this gateway's egress service, where it has one; its authority is in EGRESS_FOLDER of the state folder.
     """
-    namespaces = [name for name in settings.kube_namespaces.split(",") if name]
+    namespaces = _namespaces(settings)
     kubeconfig = settings.kubeconfig if settings.kubeconfig != Path() else None
     for runtime in files:
         if runtime.key.namespace not in namespaces:
@@ -203,6 +208,10 @@ async def _share_egress(
     own = settings.kube_gateway_namespace
     await SharedAuthority(api, settings.state_dir / EGRESS_FOLDER, clock, own, namespaces, gate.bundle).open()
     gate.on_secrets(LentSecrets(api, own, clock).values)
+
+
+def _namespaces(settings: Settings) -> list[str]:
+    return [name for name in settings.kube_namespaces.split(",") if name]
 
 
 def _pod_defaults(settings: Settings, keys: KeyRing) -> PodDefaults:

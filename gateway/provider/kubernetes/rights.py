@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gateway.core.agent_sandbox import CLAIM_GROUP, SANDBOX_GROUP
 from gateway.provider.kubernetes import names
 
 
@@ -40,6 +41,16 @@ SANDBOXES: tuple[Right, ...] = (
     *(Right(names.GROUP, f"{plural}/status", ("patch",)) for plural in _RUNTIMES),
 )
 """In each namespace with sandboxes."""
+
+CLAIMS: tuple[Right, ...] = (
+    Right(CLAIM_GROUP, "sandboxclaims", ("list", "watch", "patch", "delete")),
+    Right(CLAIM_GROUP, "sandboxclaims/status", ("patch",)),
+    # For the owner of Sandboxes, where the server has OwnerReferencesPermissionEnforcement.
+    Right(CLAIM_GROUP, "sandboxclaims/finalizers", ("update",)),
+    Right(SANDBOX_GROUP, "sandboxes", ("list", "watch", "create", "delete")),
+    Right(SANDBOX_GROUP, "sandboxes/status", ("patch",)),
+)
+"""There as well, where SandboxClaims are answered."""
 
 GATEWAY: tuple[Right, ...] = (
     Right("", "secrets", ("get", "update"), names.KEYS_SECRET),

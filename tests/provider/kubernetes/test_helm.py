@@ -24,7 +24,7 @@ from tests.support.kube.manifests import MANIFESTS, ROOT, built
 CHART = MANIFESTS / "helm" / "wakegate"
 HELM = os.environ.get("HELM_BIN") or shutil.which("helm")
 
-_SECTION = r"^ *{{- with (?P<path>[\w.]+) }}\n(?P<body>.*?)^ *{{- end }}\n"
+_SECTION = r"^ *{{- (with|if) (?P<path>[\w.]+) }}\n(?P<body>.*?)^ *{{- end }}\n"
 _FIELDS = r"^ *{{- toYaml (?P<path>[\w.]+) \| nindent (?P<indent>\d+) }}\n"
 _SCALAR = r"{{ (?P<path>[\w.]+)(?P<quoted> \| quote)? }}"
 
@@ -40,7 +40,7 @@ def with_reader(namespace: str, changes: Mapping[str, Any]) -> list[Any]:
             return namespace
         found: Any = values
         for name in path.removeprefix(".Values.").split("."):
-            found = found[name]
+            found = found.get(name)  # a value that is not there is empty, as for Helm
         return found
 
     def section(found: re.Match[str]) -> str:
@@ -99,6 +99,18 @@ def test_chart_renders_what_kustomize_builds(render: Render) -> None:
     wanted = by_name(built("production"))
     del wanted["Namespace", "", "wakegate"]
     assert by_name(render("wakegate", {})) == wanted
+
+
+def test_chart_grants_rights_to_claims_where_they_are_answered(render: Render) -> None:
+    """As manifests/sandbox-claims does, in the namespace of the sandboxes."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    settings = {**values["settings"], "WAKEGATE_KUBE_CLAIMS_TENANT": "acme"}
+    made = by_name(render("agents", {"settings": settings, "sandboxes": {"namespace": "boxes", "image": "x"}}))
+    (role, binding) = yaml.safe_load_all((MANIFESTS / "sandbox-claims" / "access.yaml").read_text())
+    assert made["Role", "boxes", "wakegate-claims"]["rules"] == role["rules"]
+    subject = {**binding["subjects"][0], "namespace": "agents"}
+    assert made["RoleBinding", "boxes", "wakegate-claims"]["subjects"] == [subject]
+    assert made["ConfigMap", "agents", "wakegate-settings"]["data"]["WAKEGATE_KUBE_CLAIMS_TENANT"] == "acme"
 
 
 def test_chart_goes_into_other_namespaces_with_other_values(render: Render) -> None:

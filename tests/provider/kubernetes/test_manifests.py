@@ -242,6 +242,16 @@ def test_overlay_grants_the_rights_that_are_needed_and_no_more(overlay: str) -> 
     assert not [d for d in built(overlay) if d["kind"].startswith("ClusterRole")]
 
 
+def test_rights_to_claims_are_those_that_are_needed() -> None:
+    """And only where somebody asks for them: no overlay has them."""
+    folder = MANIFESTS / "sandbox-claims"
+    role = next(yaml.safe_load_all((folder / "access.yaml").read_text()))
+    assert granted(role) == needed(rights.CLAIMS)
+    for document in yaml.safe_load_all((folder / "crds.yaml").read_text()):
+        assert problems_of(document, MODELS["CustomResourceDefinition"]) == []
+    assert not [each for overlay in OVERLAYS for each in built(overlay) if "claims" in each["metadata"]["name"]]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_lets_only_gateways_reach_sandboxes(overlay: str) -> None:
     """The policy selects the pods that we make, denies all, and its exception selects the gateway's."""

@@ -43,9 +43,9 @@ def in_cluster(
             yield server, cluster
 
 
-def enforce_roles(cluster: Cluster) -> None:
+def enforce_roles(cluster: Cluster, *more: Path) -> None:
     """Allow only what the shipped Roles grant, as the cluster of whoever applies them does."""
-    cluster.enforce(wakegate=MANIFESTS / "base/access.yaml", default=MANIFESTS / "sandboxes/access.yaml")
+    cluster.enforce(wakegate=(MANIFESTS / "base/access.yaml",), default=(MANIFESTS / "sandboxes/access.yaml", *more))
 
 
 def lend(cluster: Cluster, name: str, values: dict[str, str], *, to: str, hosts: str) -> None:

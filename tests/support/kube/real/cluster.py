@@ -41,7 +41,7 @@ RUNTIME_CLASSES = Kind("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", na
 PRIORITY_CLASSES = Kind("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False)
 _CLEARED = (
     "codeinterpreters", "agentruntimes", "deployments", "replicasets", "pods", "configmaps", "secrets",
-    "networkpolicies", "resourcequotas",
+    "networkpolicies", "resourcequotas", "sandboxclaims", "sandboxes",
 )  # fmt: skip
 _ASIDE, _PROBE = "wakegate", "probe"
 _BACK_IN_S = 90.0
@@ -64,9 +64,11 @@ def shared_plane() -> plane.Plane:
         kind = BY_PLURAL["customresourcedefinitions"]
         for file in ("codeinterpreters", "agentruntimes"):
             store.create(kind, "", yaml.safe_load((ROOT / f"manifests/base/crds/{file}.yaml").read_text()))
+        for document in yaml.safe_load_all((ROOT / "manifests/sandbox-claims/crds.yaml").read_text()):
+            store.create(kind, "", document)
         with contextlib.suppress(ApiError):
             store.create(BY_PLURAL["namespaces"], "", {"metadata": {"name": "wakegate"}})
-        for file in ("codeinterpreters", "agentruntimes"):
+        for file in ("codeinterpreters", "agentruntimes", "sandboxclaims", "sandboxes"):
             one.wait_for(path_of(BY_PLURAL[file]))
         store.close()
     return _planes[0]
@@ -214,9 +216,9 @@ class RealCluster:
         while "deletionTimestamp" not in self.objects.get(PODS, metadata["namespace"], metadata["name"])["metadata"]:
             await asyncio.sleep(0.5)
 
-    def enforce(self, **roles: Path) -> None:
+    def enforce(self, **roles: tuple[Path, ...]) -> None:
         """From now on kubeconfigs are the gateway's account, with what these manifests grant; by namespace."""
-        for namespace, path in roles.items():
+        for namespace, path in ((namespace, path) for namespace, paths in roles.items() for path in paths):
             for document in yaml.safe_load_all(path.read_text()):
                 for subject in document.get("subjects", []):
                     subject.setdefault("namespace", "wakegate")  # as kustomize does
@@ -226,8 +228,10 @@ class RealCluster:
         path_to = path_of(OTHERS["ServiceAccount"], "wakegate", ACCOUNT, "token")
         self._token = self.objects.ask("POST", path_to, body)["status"]["token"]
 
-    def kubeconfig(self, folder: Path) -> Path:
-        """A kubeconfig file for this cluster."""
+    def kubeconfig(self, folder: Path, *, admin: bool = False) -> Path:
+        """A kubeconfig file for this cluster: the gateway's, or that of a person with all rights."""
+        if admin:
+            return self.plane.kubeconfig(self.plane.tokens["admin"], folder / "kubeconfig-admin")
         return self.plane.kubeconfig(self._token, folder / "kubeconfig")
 
     def call(self, verb: Callable[[], T]) -> T:

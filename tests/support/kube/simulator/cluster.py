@@ -143,21 +143,26 @@ class Cluster:
 
         self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], tell)
 
-    def enforce(self, **roles: Path) -> None:
+    def enforce(self, **roles: tuple[Path, ...]) -> None:
         """From now on only what the Roles in these manifests grant is allowed; by namespace."""
         self.api.roles = {
-            namespace: [rule for each in yaml.safe_load_all(path.read_text()) for rule in each.get("rules", [])]
-            for namespace, path in roles.items()
+            namespace: [
+                rule
+                for path in paths
+                for each in yaml.safe_load_all(path.read_text())
+                for rule in each.get("rules", [])
+            ]
+            for namespace, paths in roles.items()
         }
 
-    def kubeconfig(self, folder: Path) -> Path:
-        """A kubeconfig file for this cluster."""
-        path = folder / "kubeconfig"
+    def kubeconfig(self, folder: Path, *, admin: bool = False) -> Path:
+        """A kubeconfig file for this cluster: the gateway's, or that of a person with all rights."""
+        path = folder / ("kubeconfig-admin" if admin else "kubeconfig")
         document = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "simulator", "cluster": {"server": self.url}}],
-            "users": [{"name": "tester", "user": {}}],
+            "users": [{"name": "tester", "user": {"token": "admin"} if admin else {}}],
             "contexts": [{"name": "simulator", "context": {"cluster": "simulator", "user": "tester"}}],
             "current-context": "simulator",
         }

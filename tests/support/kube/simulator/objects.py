@@ -57,6 +57,8 @@ KINDS = [
     Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False),
     Kind(AGENTCUBE, "v1alpha1", "codeinterpreters", "CodeInterpreter", status=True),
     Kind(AGENTCUBE, "v1alpha1", "agentruntimes", "AgentRuntime", status=True),
+    Kind("extensions.agents.x-k8s.io", "v1beta1", "sandboxclaims", "SandboxClaim", status=True),
+    Kind("agents.x-k8s.io", "v1beta1", "sandboxes", "Sandbox", status=True),
 ]
 BY_PLURAL = {kind.plural: kind for kind in KINDS}
 PODS, DEPLOYMENTS, REPLICASETS = (BY_PLURAL[name] for name in ("pods", "deployments", "replicasets"))
