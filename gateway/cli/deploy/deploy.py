@@ -41,6 +41,9 @@ def deploy(
     secret: Annotated[
         list[str] | None, typer.Option(help="NAME=HOST: a variable of the gateway's, for that host; repeatable.")
     ] = None,
+    conversation: Annotated[
+        str, typer.Option(help="Where a JSON body names the conversation, such as session_id.", show_default=False)
+    ] = "",
     canary: Annotated[float, typer.Option(help="Percent of new sessions that try it first.")] = 0.0,
 ) -> None:
     """Put an agent on the gateway, or a new revision of it.
@@ -66,6 +69,8 @@ def deploy(
         digest = gateway.send(upload_bundle(Counted(bundle, advance)))["digest"]
     spec = spec_of(found, port, pool, _environment(env or []))
     spec["wakegate"] = reach_of(egress or [], secret or [])
+    if conversation:  # else as it was: an agent may have been given it, and more, by other means
+        spec["wakegate"]["invocation"] = {"session": conversation}
     fields: dict[str, Any] = {"spec": spec, "bundle": digest}
     fields |= {"environment": environment, "strategy": {"canary": {"weight": canary}} if canary else {}}
     # A revision first, an agent if there is none: to ask beforehand would be a third request, whose answer may be

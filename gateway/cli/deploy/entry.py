@@ -5,7 +5,8 @@
 | asgi | a module's `NAME = FastAPI(...)`, `Starlette(...)`, `Quart(...)` | uvicorn |
 | wsgi | `NAME = Flask(...)` | a threaded server of the standard library |
 | agentapp | `NAME = AgentApp(...)` | its own `run` |
-| runnable | `NAME = ....compile(...)`, `create_agent(...)`, `RunnableLambda(...)` ... | an adapter: POST /invoke |
+| runnable | `NAME = ....compile(...)`, `create_agent(...)`, `a | b` of LangChain ... | an adapter: POST /invoke |
+| named | any other object that was named | by what it has, in its sandbox |
 | script | anything else | `python3 FILE`, which listens on $PORT |
 """
 
@@ -57,7 +58,7 @@ def find_entry(sources: Mapping[str, str], wanted: str = "") -> Entry:
             if not name or found == name:
                 return Entry(kind, each, found)
     if name:
-        return Entry("asgi", file, name)  # whatever it is, it was named: most objects that servers take are ASGI's
+        return Entry("named", file, name)  # what it is, is seen where it is imported
     for each in order:
         if file or "__main__" in sources[each] or len(order) == 1:
             return Entry("script", each)
@@ -83,12 +84,23 @@ def _apps(file: str, source: str) -> list[tuple[str, str]]:
     for statement in tree.body:
         value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        if isinstance(value, ast.Call):
-            called = value.func
-            kind = _KINDS.get(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", ""), "")
-            if kind and not (kind == "runnable" and _is_regex(called)):
-                found += [(kind, target.id) for target in targets if isinstance(target, ast.Name)]
+        kind = _kind_of(value)
+        if kind == "chain":
+            kind = "runnable" if "langchain" in source else ""
+        if kind:
+            found += [(kind, target.id) for target in targets if isinstance(target, ast.Name)]
     return found[::-1]
+
+
+def _kind_of(value: ast.expr | None) -> str:
+    """What an expression makes; chain: `prompt | model`, which is a union of sets where nobody imports LangChain."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr):
+        return "chain"
+    if not isinstance(value, ast.Call):
+        return ""
+    called = value.func
+    kind = _KINDS.get(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", ""), "")
+    return "" if kind == "runnable" and _is_regex(called) else kind
 
 
 def _is_regex(called: ast.expr) -> bool:

@@ -34,6 +34,8 @@ from gateway.provider.local.state_dir import StateDir
 BACKLOG = 1024  # connections that wait in the kernel until picod accepts
 KEYS_FILE = "jwks.json"
 
+AGENT_START_S = 60.0  # as long as a rollout waits for it by default
+
 
 class SandboxFactory:
     """Makes sandboxes in one state directory and removes them."""
@@ -86,7 +88,9 @@ class SandboxFactory:
             process = await self._spawn(runtime, name, workspace, path, group, handover, uid, gpus)
             endpoint = Endpoint(uds=path)
             sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
-            await health.check(path, process, self._start_timeout)
+            # An agent is healthy once its own program is, and to import LangChain for the first time can take 20 s.
+            timeout = self._start_timeout if runtime.agent is None else max(self._start_timeout, AGENT_START_S)
+            await health.check(path, process, timeout)
             if handover is not None and self._egress_server is not None:
                 egress.begin(self._egress_server, name, runtime, handover)
         except BaseException as error:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.cli.deploy.entry import Entry, EntryError, find_entry
 from gateway.cli.deploy.pack import PackError, bundle_of, files_of
+from gateway.cli.deploy.serve_agent import kind_of
 from tests.support.serve import serve
 
 FLASKLIKE = """
@@ -25,8 +26,11 @@ app = Flask(__name__)
 RUNNABLE = """
 class RunnableLambda:
     def __init__(self, run): self.run = run
-    def invoke(self, given, config): return {"said": self.run(given), "thread": config["configurable"]["thread_id"]}
-    def stream(self, given, config): yield from given
+    def invoke(self, given, config): raise TypeError("no synchronous function, as in a graph of coroutines")
+    async def ainvoke(self, given, config):
+        return {"said": self.run(given), "thread": config["configurable"]["thread_id"]}
+    async def astream(self, given, config):
+        for each in given: yield each
 agent = RunnableLambda(str.upper)
 """
 
@@ -41,6 +45,9 @@ agent = RunnableLambda(str.upper)
         ({"pkg/a.py": "agent_app = AgentApp()"}, "pkg.a:agent_app", Entry("agentapp", "pkg/a.py", "agent_app")),
         ({"app.py": "a = FastAPI()\nb = Flask('x')"}, "app.py:a", Entry("asgi", "app.py", "a")),
         ({"only.py": "print()"}, "", Entry("script", "only.py")),
+        ({"a.py": "from langchain_core import x\nchain = p | m | o()"}, "", Entry("runnable", "a.py", "chain")),
+        ({"a.py": "flags = A | B"}, "", Entry("script", "a.py")),
+        ({"a.py": "bot = make()"}, "a:bot", Entry("named", "a.py", "bot")),
     ],
 )
 def test_what_is_run_is_found_without_running_it(sources: dict[str, str], wanted: str, expected: Entry) -> None:
@@ -80,6 +87,12 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(PackError, match="leads out of the folder"):
         files_of(folder)
+
+
+def test_what_was_named_is_served_by_what_it_has() -> None:
+    """Its class may be anything, and its source was not run when it was packed."""
+    made = [type("Named", (), dict.fromkeys(names, print)) for names in (["invoke"], ["wsgi_app"], ["run"], [])]
+    assert [kind_of(each()) for each in made] == ["runnable", "wsgi", "asgi", "asgi"]
 
 
 @pytest.mark.processes
