@@ -44,6 +44,7 @@ class Trial:
     program: str
     requirements: tuple[str, ...]
     e2b_key: bool = False
+    alone: tuple[str, ...] = ()  # installed without what they need: only files of theirs are used
 
 
 TRIALS = (
@@ -65,6 +66,9 @@ TRIALS = (
     Trial("mcp", "newest", "mcp_tools.py", ("mcp",)),
     Trial("openai", "2.0.0", "openai_containers.py", ("openai==2.0.0",)),
     Trial("openai", "newest", "openai_containers.py", ("openai",)),
+    Trial("open-webui", "0.12.4", "open_webui_terminal.py", ("aiohttp", "pyyaml"), alone=("open-webui==0.12.4",)),
+    Trial("open-webui", "newest", "open_webui_terminal.py", ("aiohttp", "pyyaml"), alone=("open-webui",)),
+    Trial("@librechat/agents", "newest", "librechat.mjs", ("@librechat/agents",)),
 )
 
 
@@ -116,6 +120,8 @@ def install_python(trial: Trial, folder: Path) -> tuple[list[str], str]:
     setup([sys.executable, "-m", "venv", str(folder / "venv")])
     python = str(folder / "venv" / "bin" / "python")
     setup([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *trial.requirements])
+    if trial.alone:
+        setup([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *trial.alone])
     # The venv's own packages alone: -I leaves out this folder, whose programs have names like the packages.
     found = setup([python, "-Ic", f"import importlib.metadata as m; print(m.version({trial.client!r}))"])
     return [python, "-I", str(PROGRAMS / trial.program)], found.strip()

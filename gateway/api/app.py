@@ -52,6 +52,7 @@ from gateway.api.oneshot.native import RunAPI
 from gateway.api.oneshot.runs import OneShotRuns
 from gateway.api.open_terminal.chats import Chats
 from gateway.api.open_terminal.files import FilesAPI
+from gateway.api.open_terminal.ports import PortsAPI
 from gateway.api.open_terminal.processes import ProcessesAPI
 from gateway.api.open_terminal.search import SearchAPI
 from gateway.api.open_terminal.server import ServerAPI
@@ -238,6 +239,7 @@ class Surfaces:
             **ProcessesAPI(chats, parts.caller).handlers(),
             **FilesAPI(chats, parts.caller).handlers(),
             **SearchAPI(chats, parts.caller).handlers(),
+            **PortsAPI(chats, parts.caller).handlers(),
             **ShellsAPI(chats, parts.caller, parts.clock).handlers(),
             **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),

@@ -30,7 +30,7 @@ LISTS = {
     ("get", "/jupyter/api/sessions"), ("get", "/jupyter/api/contents"),
     ("get", "/open-terminal/system"), ("get", "/open-terminal/execute"), ("get", "/open-terminal/files/cwd"),
     ("get", "/open-terminal/files/list"), ("get", "/open-terminal/files/search"),
-    ("get", "/open-terminal/api/terminals"),
+    ("get", "/open-terminal/api/terminals"), ("get", "/open-terminal/ports"),
     ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
     ("get", "/v1/sandbox/dependencies/refresh"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
     ("get", "/apis/extensions.agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxclaims"),

@@ -312,3 +312,44 @@ def test_terminal_of_another_user_chat_or_tenant_is_not_there(server: Server, ke
             assert closed(socket) == 4001
     assert chat.get("/api/terminals") == []
     assert chat.get(f"/api/terminals/{made}", 404)["error"] == "Session not found"
+
+
+SERVER = """
+import http.server, json
+class Echo(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+        names = sorted(name.lower() for name in self.headers)
+        said = json.dumps({"path": self.path, "body": body, "headers": names}).encode()
+        self.send_response(201)
+        self.send_header("content-length", str(len(said)))
+        self.send_header("set-cookie", "a=b")
+        self.send_header("x-own", "1")
+        self.end_headers()
+        self.wfile.write(said)
+    do_GET = do_PUT = do_PATCH = do_DELETE = do_POST
+http.server.HTTPServer(("127.0.0.1", 8123), Echo).serve_forever()
+"""
+
+
+def test_servers_of_a_chat_are_listed_and_asked(server: Server, key: str) -> None:
+    """Path, query and body as they were sent; no credential and no cookie either way; other chats see none."""
+    chat = Chat(server, key, "chat-ports")
+    assert chat.get("/ports") == {"ports": []}
+    chat.post("/files/write", {"path": "server.py", "content": SERVER})
+    chat.run("python3 server.py", wait=0)
+    wait_until(lambda: chat.get("/ports")["ports"] != [], "the server to listen")
+    assert chat.get("/ports")["ports"] == [{"port": 8123, "pid": None, "process": None}]
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        chat.headers["cookie"] = "c=d"
+        body = {} if method == "GET" else {"content": b"data"}
+        reply = chat.ask(method, "/proxy/8123/a%2Fb/c?q=1&q=2", **body)
+        assert reply.status_code == 201, reply.text
+        assert (reply.json()["path"], reply.json()["body"]) == ("/a%2Fb/c?q=1&q=2", "data" if body else "")
+        assert not {"authorization", "cookie", "x-user-id", "x-session-id"} & set(reply.json()["headers"])
+        assert "set-cookie" not in reply.headers
+        assert reply.headers["x-own"] == "1"
+    assert "8124" in chat.get("/proxy/8124/", 502)["error"]
+    assert chat.get("/proxy/0/", 400)["detail"].startswith("port: expected")
+    assert chat.get("/proxy/22/", 400)["detail"].startswith("port: expected")
+    assert Chat(server, key, "chat-without").get("/proxy/8123/", 404)["detail"] == "Port not found"

@@ -52,7 +52,15 @@ def _of_server(path: str, summary: str) -> Operation:
 _FILE: Schema = {
     "type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}},
 }  # fmt: skip
+_PROXY = {
+    f"open_terminal_proxy_{method.lower()}": _of_chat(
+        method, "/proxy/{port}/{path}", "Ask a server in the chat's sandbox.", {200: Answer("Its answer.", None, "*/*")}
+    )
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+}
 OPEN_TERMINAL: Mapping[str, Operation] = {
+    **_PROXY,
+    "open_terminal_list_ports": _of_chat("GET", "/ports", "The ports that servers in it listen on.", _OBJECT),
     "open_terminal_health": _of_server("/health", "That the server is there."),
     "open_terminal_config": _of_server("/api/config", "What it can do."),
     "open_terminal_system": _of_server("/system", "What a model is told of it."),
