@@ -15,7 +15,8 @@ from gateway.sessions.membership import ElsewhereError
 _RESPONSE_HEADERS = (
     "content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id"
 )  # fmt: skip
-_REQUEST_HEADERS = ("accept", "idempotency-key", "mcp-session-id")  # the last names the session of a DELETE of /mcp
+# Besides: what names the session of a DELETE of /mcp, and the chat and the user of a request of Open WebUI's.
+_REQUEST_HEADERS = ("accept", "idempotency-key", "mcp-session-id", "x-session-id", "x-user-id")
 _RELAYED = "x-wakegate-relayed"  # how many gateways have relayed it
 _MAX_HOPS = 8  # a session would have to move eight times during one request
 _TIMEOUT_S = 60.0  # longer than the owner holds most wakes by its own rule

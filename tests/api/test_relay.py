@@ -41,7 +41,12 @@ async def test_request_is_passed_on_with_its_query_and_its_path_as_sent() -> Non
             "path": "/v1/sessions/a/b/wake",
             "raw_path": b"/v1/sessions/a%2Fb/wake",
             "query_string": b"after=x%20y&limit=3",
-            "headers": [(b"idempotency-key", b"k"), (b"accept", b"text/event-stream")],
+            "headers": [
+                (b"idempotency-key", b"k"),
+                (b"accept", b"text/event-stream"),
+                (b"x-session-id", b"chat"),
+                (b"x-user-id", b"ada"),
+            ],
         }
         async with asyncio.timeout(LIMIT_S):
             reply = await relay(Request(scope), ElsewhereError(peer))
@@ -53,3 +58,5 @@ async def test_request_is_passed_on_with_its_query_and_its_path_as_sent() -> Non
     assert head.startswith("post /v1/sessions/a%2fb/wake?after=x%20y&limit=3 http/1.1")
     assert "idempotency-key: k" in head
     assert "accept: text/event-stream" in head
+    assert "x-session-id: chat" in head
+    assert "x-user-id: ada" in head
