@@ -21,6 +21,7 @@ from gateway.core.addresses import host_name, is_loopback
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError
+from gateway.core.identity import is_tenant
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir, requires_identity
@@ -61,6 +62,9 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
             make_policy(settings)
         except SettingsError as error:
             problems += error.problems
+    if settings.kube_claims_tenant and not is_tenant(settings.kube_claims_tenant):
+        shown = repr(settings.kube_claims_tenant[:64])
+        problems.append(f"--kube-claims-tenant {shown}: expected a name of a-z, 0-9 and '-', at most 63 long")
     if problems:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from k8s_agent_sandbox.sandbox_client import SandboxClient
 from kubernetes.client import ApiException, CustomObjectsApi
 from kubernetes.config import new_client_from_config
 
+from gateway.build import build
+from gateway.core.errors import SettingsError
+from gateway.core.settings import Settings
 from tests.support.keyed import make_key, serve_with_keys
 from tests.support.kube.clusters import in_thread
 from tests.support.kube.served import INTERPRETER, MANIFESTS, enforce_roles, flags_for
 from tests.support.kube.simulator import Cluster
-from tests.support.serve import Server
+from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
 POOL = "my-interpreter"
@@ -196,3 +200,29 @@ def test_claim_ends_with_its_time_and_its_session(
     wait_until(lambda: ready(api, "stays")["reason"] == "SandboxExpired", "the claim says that it has ended")
     wait_until(lambda: is_absent(api, *CLAIMS, "goes"), "the other claim goes")
     delete(api, "stays")
+
+
+async def test_tenant_of_claims_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    """Sessions of a name that no key can have would be out of everybody's reach."""
+    with pytest.raises(SettingsError, match="kube-claims-tenant 'A B': expected a name"):
+        await build(Settings(kube_claims_tenant="A B", state_dir=tmp_path))
+
+
+def test_claim_that_is_deleted_while_no_gateway_runs_takes_its_session_along_later(tmp_path: Path) -> None:
+    """Its finalizer holds it; the next gateway ends the session and its pod, and lets the claim go."""
+    spec = {**INTERPRETER, "warmPoolSize": 1}
+    with in_thread() as cluster:
+        cluster.call(lambda: cluster.create("codeinterpreters", POOL, namespace="default", spec=spec))
+        enforce_roles(cluster, MANIFESTS / "sandbox-claims/access.yaml")
+        config = cluster.kubeconfig(tmp_path, admin=True)
+        api = CustomObjectsApi(new_client_from_config(str(config)))  # type: ignore[no-untyped-call]
+        flags = [*flags_for(cluster, tmp_path), "--kube-claims-tenant", "default"]
+        with serve(tmp_path / "state", *flags):
+            made: Any = api.create_namespaced_custom_object(*CLAIMS, claim("left"))
+            wait_until(lambda: ready(api, "left").get("status") == "True", "it is answered")
+        api.delete_namespaced_custom_object(*CLAIMS, "left")
+        assert "deletionTimestamp" in look(api, *CLAIMS, "left")["metadata"]
+        with serve(tmp_path / "state", *flags) as server:
+            wait_until(lambda: is_absent(api, *CLAIMS, "left"), "the claim goes")
+            assert server.client.get(f"/v1/sessions/{made['metadata']['uid']}").json()["state"] == "terminated"
+            wait_until(lambda: is_absent(api, *SANDBOXES, f"s-{made['metadata']['uid']}"), "its Sandbox goes")
