@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from gateway.core.background import Tasks
+from gateway.core.backoff import backoff, jittered
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, WakegateError, public_message
 from gateway.core.interfaces import SessionStore
@@ -31,7 +32,9 @@ CLAIMS_LEASE = "kubernetes-claims"
 _LEASE_TTL_S = 10.0
 # Between two looks at what became of the sessions, and two renewals of the lease.
 _LOOK_INTERVAL_S = 2.0
-_RETRY_DELAY_S = 5.0  # of what failed: a claim of a runtime that is not there yet, a pool that is empty for long
+# After what failed (a runtime that is not there yet, a quota that is used up), growing: 10,000 claims that cannot be
+# answered are then 170 tries a second, which wait for each other.
+_FIRST_RETRY_S, _LAST_RETRY_S = 2.0, 60.0
 _MAX_UNDER_WAY = 16
 
 
@@ -76,6 +79,7 @@ class ClaimController:
         self._versions: Mapping[SessionId, int] = {}  # of the records, when they were looked at last
         self._due: set[str] = set()
         self._at: dict[str, float] = {}  # UIDs that are due again at a loop time
+        self._failures: dict[str, int] = {}  # of UIDs, one after another
         self._under_way: set[str] = set()
         self._wake = asyncio.Event()
         self._tasks = Tasks()
@@ -142,8 +146,10 @@ class ClaimController:
     async def _settle(self, uid: str) -> None:
         try:
             claim = self._claims.get(uid)
-            if claim is not None:
-                await self._reconcile(claim)
+            if claim is None or await self._reconcile(claim):
+                self._failures.pop(uid, None)
+            else:
+                self._try_again(uid)
         except KubeError as error:
             # It is gone or changed: the watch tells how, and that is the next try. Anything else is tried again.
             if error.http_status not in (404, 409):
@@ -160,19 +166,22 @@ class ClaimController:
             self._wake.set()
 
     def _try_again(self, uid: str) -> None:
-        self._at[uid] = asyncio.get_running_loop().time() + _RETRY_DELAY_S
+        failures = self._failures[uid] = self._failures.get(uid, 0) + 1
+        delay = jittered(backoff(failures, first=_FIRST_RETRY_S, longest=_LAST_RETRY_S))
+        self._at[uid] = asyncio.get_running_loop().time() + delay
 
-    async def _reconcile(self, claim: ClaimObject) -> None:
+    async def _reconcile(self, claim: ClaimObject) -> bool:
+        """Do what is to be done for a claim. False: it has no session, and its status says why."""
         if claim.is_deleted:
             await self._take_down(claim)
-            return
+            return True
         session = await self._sessions.find(claim.session_id)
         if session is None and claim.is_bound:
-            return  # it ended long ago, which the status says
+            return True  # it ended long ago, which the status says
         if session is None or session.state is SessionState.CREATING:
             session = await self._bind(claim)
             if session is None:
-                return
+                return False
         # The same object to the end: its status says which generation was followed, and is refused if that is old.
         sandbox = self._sandboxes.get(claim.uid)
         if sandbox is not None and session.state is not SessionState.TERMINATED:
@@ -182,6 +191,7 @@ class ClaimController:
             await self._write(objects.sandboxes, sandbox, objects.sandbox_status(sandbox, session, self._now()))
         if session.state is SessionState.TERMINATED and claim.ends_with_sandbox:
             await self._api.delete(objects.claims(claim.namespace, claim.name), uid=claim.uid)
+        return True
 
     async def _bind(self, claim: ClaimObject) -> Session | None:
         """Make the session of a claim, and the Sandbox that stands for it. None: the status says why there is none."""
@@ -209,7 +219,6 @@ class ClaimController:
         return session
 
     async def _refuse(self, claim: ClaimObject, reason: str, error: WakegateError) -> None:
-        self._try_again(claim.uid)  # the runtime may come, and the claim may be changed, without an event of the claim
         status = objects.waiting_status(claim, reason, public_message(error), self._now())
         await self._write(objects.claims, self._claims.get(claim.uid, claim), status)
 
