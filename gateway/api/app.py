@@ -258,7 +258,13 @@ class Surfaces:
     async def aclose(self) -> None:
         """Stop what outlives requests: the MCP server, then tool calls under way."""
         async with AsyncExitStack() as stack:  # in the reverse of this order, each also where another one fails
-            for aclose in (self._tools.results.aclose, self._runs.aclose, self._e2b.aclose, self._mcp.aclose):
+            for aclose in (
+                self._tools.skills.aclose,
+                self._tools.results.aclose,
+                self._runs.aclose,
+                self._e2b.aclose,
+                self._mcp.aclose,
+            ):
                 stack.push_async_callback(aclose)
 
 

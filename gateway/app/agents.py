@@ -24,7 +24,7 @@ def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalo
     def folder(digest: str) -> str:
         return str(bundles.path(digest))
 
-    hidden = [builder_runtime(PackageIndex(settings.package_index))]
+    hidden = [builder_runtime(PackageIndex(settings.package_index)), *(s for each in runtimes for s in each.skills)]
     return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder), hidden=hidden)
 
 

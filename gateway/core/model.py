@@ -185,8 +185,20 @@ class HibernationMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Skill:
+    """What a tool of spec.wakegate.skills runs: scripts in sandboxes of `runtime`, one per call or `kept` per session.
+
+    `instructions`: what SKILL.md says to a model that asks.
+    """
+
+    runtime: RuntimeKey
+    instructions: str
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredTool:
-    """A tool for models that a runtime offers (spec.wakegate.tools): a command, or a function of a Python file.
+    """A tool for models that a runtime offers (spec.wakegate.tools): a command, a function of a Python file, a skill.
 
     `parameters` is a JSON schema of an object. In `command`, `{name}` stands for an argument. A function is called with
     the arguments as keywords; `source` is the content of its file.
@@ -200,6 +212,7 @@ class DeclaredTool:
     source: str = ""
     ordered: bool = True  # runs after the calls before it in a message, and before those after it
     timeout: float = 60.0
+    skill: Skill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +328,9 @@ class Runtime:
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: inclusive ranges that clients may reach
     # spec.wakegate.publicPorts: those of them that a session may make public. Ranges too.
     public_ports: tuple[tuple[int, int], ...] = ()
-    tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
+    tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools, and those of spec.wakegate.skills
+    skills: tuple[Runtime, ...] = ()  # what the sandboxes of its skills are made from; served, and not listed
+    skill_of: RuntimeKey | None = None  # of those: whose skill it is
     mounts: tuple[Mount, ...] = ()  # spec.wakegate.mounts
     egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/rule_entries.py reads
     secrets: tuple[Secret, ...] = ()  # spec.wakegate.secrets

@@ -50,7 +50,7 @@ def read_documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
         if len(data) > MAX_FILE_BYTES:
             problems.append(f"{file}: is larger than {MAX_FILE_BYTES >> 20} MiB; expected a manifest")
             return []
-        documents = [document for document in _load(data) if document is not None]
+        documents = [document for document in load_documents(data) if document is not None]
     except OSError as error:
         problems.append(f"{file}: cannot be read: {error.strerror}")
         return []
@@ -81,7 +81,7 @@ def _items(where: str, document: Any) -> Iterator[tuple[str, Any]]:
         yield from _items(f"{where} items[{index}]", item)
 
 
-def _load(data: bytes) -> list[Any]:
+def load_documents(data: bytes) -> list[Any]:
     """Parse all documents. Raises yaml.YAMLError, also if it is too deep, too large, or contains itself; ValueError."""
     _check_events(data)
     loader = _Loader(data)

@@ -36,6 +36,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 MAX_TOOLS = 100
 MAX_MOUNTS = 32
 MAX_SCHEDULES = 20
+MAX_SKILLS = 20
 MAX_SECRETS, MAX_HOSTS = 32, 32
 
 
@@ -89,6 +90,7 @@ def _code_interpreter() -> Schema:
                         "How often active sessions are copied; 0s: never. Without it as --checkpoint-interval says."
                     ),
                     "preload": list_of(text(), "Python modules that user code finds imported."),
+                    "skills": list_of(_skill(), "Folders with a SKILL.md, each a tool.", maxItems=MAX_SKILLS),
                     "codeContext": choice(["warm", "lazy", "off"], "When the first code context is started."),
                     "limits": object_of(
                         {
@@ -311,6 +313,26 @@ def _tool() -> Schema:
             },
         },
         required=["name", "description"],
+    )
+
+
+def _skill() -> Schema:
+    """An entry of spec.wakegate.skills, which skills.py reads."""
+    return object_of(
+        {
+            "source": text("A folder beside the manifest or below --runtime-sources; the local engine only."),
+            "kept": {"type": "boolean", "description": "One sandbox for all calls of a session."},
+            "limits": object_of({"cpu": quantity(), "memory": quantity(), "processes": whole_number(8, 1_000_000)}),
+            "egress": list_of({PRESERVE: True}, "What its scripts may reach; without it nothing."),
+            "timeout": {
+                INT_OR_STRING: True,
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "pattern": DURATION,
+                "maxLength": MAX_CHARS,
+                EXPECTED: "a duration above zero, at most 1h",
+            },
+        },
+        required=["source"],
     )
 
 

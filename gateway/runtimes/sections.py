@@ -56,14 +56,14 @@ def is_reserved(key: str) -> bool:
     return key in _RESERVED or any(prefix == each or prefix.endswith(f".{each}") for each in _RESERVED_DOMAINS)
 
 
-def read_egress(entries: Sequence[Any], reader: Reader) -> tuple[Entry, ...]:
+def read_egress(entries: Sequence[Any], reader: Reader, place: str = "spec.wakegate.egress") -> tuple[Entry, ...]:
     """The entries that the egress service decides by. Others are for a NetworkPolicy (provider/kubernetes/egress.py).
 
     A wildcard, and `any`, are in it even where a cluster has no egress service: then they open nothing.
     """
     found: list[Entry] = []
     if len(entries) > MAX_ENTRIES:
-        reader.note("spec.wakegate.egress", f"expected at most {MAX_ENTRIES} entries, got {len(entries)}")
+        reader.note(place, f"expected at most {MAX_ENTRIES} entries, got {len(entries)}")
     for index, entry in enumerate(entries[:MAX_ENTRIES]):
         if entry == "dns" or entry is None or (isinstance(entry, Mapping) and "host" not in entry):
             continue
@@ -71,7 +71,7 @@ def read_egress(entries: Sequence[Any], reader: Reader) -> tuple[Entry, ...]:
             parse_entry(entry)
             found.append(entry)
         except ValueError as error:
-            reader.note(f"spec.wakegate.egress[{index}]", str(error))
+            reader.note(f"{place}[{index}]", str(error))
     return tuple(found)
 
 

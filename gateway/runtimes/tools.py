@@ -71,7 +71,7 @@ def _parse(entry: Mapping[str, Any], path: str, files: Files | None, problem: Pr
         function,
         source,
         ordered=not entry.get("parallel", False),
-        timeout=_timeout(entry.get("timeout"), f"{path}.timeout", problem),
+        timeout=read_timeout(entry.get("timeout"), f"{path}.timeout", problem),
     )
 
 
@@ -140,7 +140,8 @@ def _read(name: Any, path: str, files: Files | None, problem: Problem) -> str:
     return ""
 
 
-def _timeout(value: Any, path: str, problem: Problem) -> float:
+def read_timeout(value: Any, path: str, problem: Problem) -> float:
+    """Seconds that a call may take."""
     if value is None:
         return 60.0
     try:

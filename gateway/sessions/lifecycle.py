@@ -114,7 +114,7 @@ class Lifecycle:
         ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
         runtime = choose_runtime(self._catalog, runtime_key)
-        require_creation(runtime_key)
+        require_creation(runtime.skill_of or runtime_key)
         if egress is not None:
             check_egress(runtime, egress)
         allowed = self._quotas.limits(current().tenant).public_ports is not False
@@ -167,7 +167,7 @@ class Lifecycle:
         StoreUnavailableError.
         """
         runtime = choose_runtime(self._catalog, runtime_key)
-        require_creation(runtime_key)
+        require_creation(runtime.skill_of or runtime_key)
         longest = self._quotas.longest(current().tenant, runtime)
         session = new_record(
             session_id or new_id(), runtime, now=self._clock.now(), longest=longest, ttl=ttl, metadata=metadata

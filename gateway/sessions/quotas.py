@@ -67,7 +67,7 @@ class Quotas:
         limits = self.limits(tenant)
         if not limits:
             return
-        if not limits.allows(runtime.key):
+        if not limits.allows(runtime.skill_of or runtime.key):
             name = f"{runtime.key.namespace}/{runtime.key.name}"
             allowed = ", ".join(sorted(limits.runtimes))
             raise QuotaForbiddenError(

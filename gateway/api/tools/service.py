@@ -23,13 +23,14 @@ from gateway.api.tools.arguments import ArgumentError
 from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
-from gateway.api.tools.declared import run_declared
+from gateway.api.tools.declared import check, run_declared
 from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.originals import keep_originals
 from gateway.api.tools.pictures import PictureLimits
 from gateway.api.tools.results import ToolResult, failure
 from gateway.api.tools.run_events import Progress
 from gateway.api.tools.sandbox import ToolSandbox
+from gateway.api.tools.skills import SkillRuns
 from gateway.api.tools.turns import Turn, Turns, call_key
 from gateway.core.clock import Clock
 from gateway.core.errors import (
@@ -94,6 +95,7 @@ class ToolService:
         self._caller = caller
         self.results = IdempotencyCache[ToolResult](clock, lambda result: result.size)
         self.turns = Turns(caller, clock)
+        self.skills = SkillRuns(lifecycle, caller)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session by name, without waking it. Raises SessionNotFoundError."""
@@ -149,7 +151,7 @@ class ToolService:
             return _unknown(call, tools)
         sandbox = ToolSandbox(self._caller, session_id, progress)
         try:
-            result = await _run(sandbox, tools[call.name], call)
+            result = await _run(sandbox, tools[call.name], call, self.skills)
             left = max(0, max_bytes - len(orjson.dumps(result.text)))
             return await keep_originals(sandbox, result, PictureLimits(self._max_side, left, left))
         except WakegateError as error:
@@ -177,7 +179,7 @@ class ToolService:
         limits = PictureLimits(self._max_side, MAX_PICTURE_BYTES, _MAX_PICTURES_BYTES)
 
         async def run() -> ToolResult:
-            return await keep_originals(sandbox, await _run(sandbox, tool, call), limits)
+            return await keep_originals(sandbox, await _run(sandbox, tool, call, self.skills), limits)
 
         try:
             result, replayed = await self.results.run(key, run)
@@ -198,10 +200,13 @@ def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:
     return call.name in tools and tools[call.name].ordered
 
 
-async def _run(sandbox: ToolSandbox, tool: Tool, call: Call) -> ToolResult:
+async def _run(sandbox: ToolSandbox, tool: Tool, call: Call, skills: SkillRuns) -> ToolResult:
     """Run one call. Raises WakegateError only if nothing was sent: then the caller's retry may run it."""
     try:
         if tool.declared is not None:
+            if tool.declared.skill is not None:
+                await asyncio.to_thread(check, tool.declared, call.arguments)
+                return await skills.run(tool.declared, sandbox.session_id, call.arguments, sandbox.progress)
             return await run_declared(sandbox, tool.declared, call.arguments)
         check_names(tool.name, call.arguments)
         return await ACTIONS[tool.name](sandbox, call.arguments)
