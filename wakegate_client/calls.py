@@ -279,6 +279,11 @@ def list_tasks(agent: str, params: Mapping[str, Any]) -> Call[dict[str, Any]]:
     return Call("GET", of_agent(agent, "/tasks"), _of(dict[str, Any]), params=params)
 
 
+def list_schedules(agent: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """GET /v1/agents/{name}/schedules: when it is asked by itself, and what came of it last."""
+    return Call("GET", of_agent(agent, "/schedules"), _of(dict[str, Any]), params={"namespace": namespace})
+
+
 def _task(method: str, agent: str, task: str, namespace: str, tail: str = "", **params: Any) -> Call[dict[str, Any]]:
     path = of_agent(agent, f"/tasks/{quote(task, safe='')}{tail}")
     return Call(method, path, _of(dict[str, Any]), params={"namespace": namespace, **params}, slow=True)

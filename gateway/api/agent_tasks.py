@@ -228,19 +228,19 @@ class AgentTasksAPI:
         if state is not None and state not in list(State):
             raise BadRequestError(f"state: expected one of {', '.join(State)}, got {state[:64]!r}")
         limit = digits_of(query.get("limit", "20"), "limit", 100)
-        queue = queue_of(_tenant(request), _key(request))
+        queue = queue_of(_tenant(request), agent_of(request))
         found: list[Task] = []
         before = _position(query.get("before", ""))
         while len(found) <= limit:
             page = await self._store.newest(queue, before=before, limit=100)
             tasks = [from_queued(entry) for entry in page]
-            found += [each for each in tasks if _sees(current(), each) and state in (None, each.state)]
+            found += [each for each in tasks if sees_task(current(), each) and state in (None, each.state)]
             if len(page) < 100:
                 break
             before = (page[-1].created_at, page[-1].id)
         # Of an agent that was deleted the tasks are still there to be read.
-        if not found and not before and not self._exists(_key(request)):
-            raise RuntimeNotFoundError(f"no agent {_key(request).name[:64]}")
+        if not found and not before and not self._exists(agent_of(request)):
+            raise RuntimeNotFoundError(f"no agent {agent_of(request).name[:64]}")
         more, found = len(found) > limit, found[:limit]
         following = f"{found[-1].created_at!r},{found[-1].id}" if more else None
         return JSON({"tasks": [_document(each) for each in found], "next": following})
@@ -314,7 +314,7 @@ class AgentTasksAPI:
         return Response(status_code=204)
 
     async def _secret(self, request: Request) -> Response:
-        key = _key(request)
+        key = agent_of(request)
         runtime = self._catalog.get(key)
         if runtime is None or not current().sees_runtime(runtime) or not current().uses(key):
             raise NotFoundError(f"no agent {key.namespace[:64]}/{key.name[:64]}")
@@ -325,7 +325,7 @@ class AgentTasksAPI:
         task_id = request.path_params["task"]
         entry = await self._store.get(task_id) if len(task_id) <= 64 else None
         task = None if entry is None else from_queued(entry)
-        if task is None or task.key != _key(request) or not _sees(current(), task):
+        if task is None or task.key != agent_of(request) or not sees_task(current(), task):
             raise NotFoundError(f"no task {task_id[:64]}")
         return task
 
@@ -348,7 +348,7 @@ def _document(task: Task) -> dict[str, Any]:
     return task_document(task, with_content=current().may(Permission.USE_SESSIONS))
 
 
-def _sees(caller: Identity, task: Task) -> bool:
+def sees_task(caller: Identity, task: Task) -> bool:
     """Whether a task exists as far as a caller is concerned: the rule of sessions."""
     if caller.scope is not None and caller.scope.session_id != task.session:
         return False
@@ -373,7 +373,8 @@ def _tenant(request: Request) -> str:
     return asked or caller.tenant or DEFAULT_TENANT
 
 
-def _key(request: Request) -> RuntimeKey:
+def agent_of(request: Request) -> RuntimeKey:
+    """The agent that the path names, in the caller's own namespace unless the query names another."""
     namespace = request.query_params.get("namespace") or current().tenant or DEFAULT_TENANT
     return RuntimeKey(namespace, request.path_params["name"], Kind.AGENT_RUNTIME)
 

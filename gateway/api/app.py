@@ -21,6 +21,7 @@ from starlette.routing import Route
 from gateway.api.agent_bundles import AgentBundlesAPI
 from gateway.api.agent_sandbox.claims import ClaimsAPI
 from gateway.api.agent_sandbox.router import AgentSandboxRouter
+from gateway.api.agent_schedules import AgentSchedulesAPI
 from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
@@ -201,6 +202,7 @@ class Surfaces:
                 None if parts.agents is None else parts.agents.environments,
             ).handlers(),
             **AgentTasksAPI(parts.tasks, catalog, lifecycle, clock).handlers(),
+            **AgentSchedulesAPI(parts.tasks.scheduler, catalog, clock, parts.tasks.limits.retention).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),
             **UsageAPI(store, clock, parts.prices, retention).handlers(),

@@ -49,6 +49,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "list_agent_revisions": Permission.READ_RUNTIMES,
     "get_agent_rollout": Permission.READ_RUNTIMES,
     "invoke_agent_async": Permission.USE_SESSIONS,
+    "list_agent_schedules": Permission.READ_SESSIONS,
     "list_agent_tasks": Permission.READ_SESSIONS,
     "get_agent_task": Permission.READ_SESSIONS,
     "get_agent_task_result": Permission.USE_SESSIONS,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import DEFAULT_TENANT, Kind, Runtime, Schedule
 from gateway.core.tasks import Added, TaskStore
 from gateway.tasks.conversation import conversation_name
-from gateway.tasks.model import Task, agent_key, caller_document, conversation_key, to_queued
+from gateway.tasks.model import Task, agent_key, caller_document, conversation_key, from_queued, to_queued
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,19 @@ class FiringLimits:
     max_open: int
     max_bytes: int
     lifetime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A schedule, when it fires next and fired last, and the task of that, for as long as it is kept.
+
+    `next` None: never again; `last` None: it has not fired yet.
+    """
+
+    schedule: Schedule
+    next: float | None
+    last: float | None
+    task: Task | None
 
 
 class Scheduler:
@@ -73,7 +87,7 @@ class Scheduler:
         """One look at every schedule. Raises StoreUnavailableError."""
         now = self._clock.now()
         followed: dict[str, float] = {}
-        for runtime in self._agents():
+        for runtime in self.agents():
             for schedule in runtime.invocations.schedules:
                 name = name_of(runtime, schedule)
                 at = self._next.get(name)
@@ -89,7 +103,29 @@ class Scheduler:
                 followed[name] = self._next[name] = at
         self._next = followed
 
-    def _agents(self) -> list[Runtime]:
+    async def plans(self, runtime: Runtime) -> list[Plan]:
+        """When each schedule of an agent fires, and when it did. Raises StoreUnavailableError."""
+        now, found = self._clock.now(), []
+        for schedule in runtime.invocations.schedules:
+            name = name_of(runtime, schedule)
+            known = await self._store.bound(name, now)
+            at = float(known) if known else None
+            # What is remembered of one that has never fired is when it was seen first, which is none of its times.
+            if at is not None and _latest(schedule, at) != at:
+                at = None
+            entry = None if at is None else await self._store.get(_task_id(name, at))
+            following = _following(schedule, now)
+            found.append(
+                Plan(
+                    schedule,
+                    None if math.isinf(following) else following,
+                    at,
+                    None if entry is None else from_queued(entry),
+                )
+            )
+        return found
+
+    def agents(self) -> list[Runtime]:
         """Those that are served: one that is stopped misses its firings, and makes up the latest when it is started."""
         keys = {each.key.base for each in self._catalog.all() if each.key.kind is Kind.AGENT_RUNTIME}
         found = (self._catalog.get(key) for key in sorted(keys, key=str))
@@ -128,8 +164,7 @@ class Scheduler:
         caller = Identity(Role.MEMBER, runtime.tenant or DEFAULT_TENANT, f"schedule {schedule.name}")
         conversation = _conversation(runtime, schedule, caller)
         return Task(
-            # The same for every gateway that fires it, so the second one finds it there and adds none.
-            id=f"task_{hashlib.sha256(f'{name} {at!r}'.encode()).hexdigest()[:32]}",
+            id=_task_id(name, at),
             namespace=key.namespace,
             name=key.name,
             caller=caller_document(caller),
@@ -151,6 +186,11 @@ def name_of(runtime: Runtime, schedule: Schedule) -> str:
     """What a schedule is called in the store. One whose times are changed is another, which begins anew."""
     parts = (runtime.key.namespace, runtime.key.name, schedule.name, schedule.cron, schedule.timezone)
     return f"schedule {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"
+
+
+def _task_id(name: str, at: float) -> str:
+    """The same at each gateway, so that a firing makes one task."""
+    return f"task_{hashlib.sha256(f'{name} {at!r}'.encode()).hexdigest()[:32]}"
 
 
 def _conversation(runtime: Runtime, schedule: Schedule, caller: Identity) -> str:

@@ -66,6 +66,25 @@ async def test_each_firing_is_one_task_over_all_gateways(tasks: TaskStore) -> No
     assert (again.id != task.id, again.conversation) == (True, task.conversation)
 
 
+async def test_when_it_fires_and_fired_is_shown_by_every_gateway(tasks: TaskStore) -> None:
+    """With the task as long as that is there; one that has not fired yet has no last time."""
+    clock = ManualClock(START)
+    one, other = (scheduler(tasks, clock, HOURLY, NIGHTLY) for _ in range(2))
+    runtime = one.agents()[0]
+    await one.tick()
+    [hourly, nightly] = await other.plans(runtime)
+    assert (hourly.next, hourly.last, hourly.task) == (START + 1800, None, None)
+    assert (nightly.schedule, nightly.last) == (NIGHTLY, None)
+    clock.advance(1805)
+    await one.tick()
+    [hourly, nightly] = await other.plans(runtime)
+    assert (hourly.next, hourly.last, nightly.last) == (START + 5400, START + 1800, None)
+    assert hourly.task == (await fired(tasks))[0]
+    await tasks.delete((await fired(tasks))[0].id)
+    [hourly, _] = await other.plans(runtime)
+    assert (hourly.last, hourly.task) == (START + 1800, None)
+
+
 async def test_of_missed_firings_the_latest_is_made_up(tasks: TaskStore) -> None:
     """By whichever gateway starts first; one whose times were changed has missed nothing."""
     clock = ManualClock(START)

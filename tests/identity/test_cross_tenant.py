@@ -26,6 +26,7 @@ LISTS = {
     ("get", "/v1/caller"), ("get", "/v1/events"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
     ("post", "/v1/console/session"), ("delete", "/v1/console/session"),
     ("get", "/v1/agents"), ("get", "/api/v1/agents"), ("get", "/v1/agents/{name}/tasks"),
+    ("get", "/v1/agents/{name}/schedules"),
     ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
     ("get", "/jupyter/api/sessions"), ("get", "/jupyter/api/contents"),
     ("get", "/open-terminal/system"), ("get", "/open-terminal/execute"), ("get", "/open-terminal/files/cwd"),

@@ -321,7 +321,7 @@ def test_metrics_show_what_waits_what_runs_and_what_became_of_it(server: Server)
 
 
 @pytest.mark.timeout(180)
-def test_a_schedule_asks_the_agent_by_itself(server: Server) -> None:
+def test_a_schedule_asks_the_agent_by_itself(server: Server, tmp_path: Path) -> None:
     """Nobody sent it a request; the task says by which schedule it was made."""
 
     def of_schedule() -> list[dict[str, Any]]:
@@ -334,6 +334,15 @@ def test_a_schedule_asks_the_agent_by_itself(server: Server) -> None:
     assert (task["schedule"], task["path"], task["createdBy"]) == ("minutely", "/run?by=time", "schedule minutely")
     said = server.client.get(f"/v1/agents/worker/tasks/{task['id']}").json()["result"]["body"]
     assert said["input"] == {"name": "minutes"}
+    [shown] = server.client.get("/v1/agents/worker/schedules").json()["schedules"]
+    assert (shown["name"], shown["cron"]) == ("minutely", "* * * * *")
+    assert shown["last"] < shown["next"]
+    assert (shown["lastTask"][:5], shown["next"] % 60) == ("task_", 0)
+    environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "gateway", "tasks", "schedules", "worker"]
+    listed = subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
+    assert "OUTCOME" in listed
+    assert "minutely" in listed
 
 
 def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:

@@ -321,6 +321,10 @@ SCHEMAS: dict[str, Schema] = {
         result=nullable({"type": "object"}), webhook=nullable({"type": "object"}),
     ),
     "AgentTasks": obj("tasks next", tasks=array_of(ref("AgentTask")), next=nullable(TEXT)),
+    "AgentSchedules": obj("schedules", schedules=array_of(obj(
+        "name cron timezone path next last lastTask lastOutcome", name=TEXT, cron=TEXT, timezone=TEXT, path=TEXT,
+        next=nullable(NUMBER), last=nullable(NUMBER), lastTask=nullable(TEXT), lastOutcome=nullable(TEXT),
+    ))),
     "WebhookSecret": obj("secret", secret=TEXT),
     "AgentRevisions": obj("revisions", revisions=array_of(obj(
         "revision createdAt createdBy diff", revision=COUNT, createdAt=MOMENT, createdBy=TEXT, reason=TEXT,

@@ -159,6 +159,9 @@ AGENTS: Mapping[str, Operation] = {
         Operation("POST", "/v1/namespaces/{namespace}/agent-runtimes/{name}/invocations/{path}", "agents",
                   "With `Prefer: respond-async`, a task is made that runs the request later; without it, as GET.",
                   {202: Answer("A task; its path is in Location.", ref("AgentTask"))}, _TASK_FIELDS),
+    "list_agent_schedules":
+        _agent("GET", "/v1/agents/{name}/schedules", "When an agent is asked by itself, and what came of it last.",
+               "AgentSchedules"),
     "list_agent_tasks":
         _agent("GET", "/v1/agents/{name}/tasks", "List the caller's tasks of an agent, newest first.", "AgentTasks",
                parameters=_TASK_FILTERS),

@@ -12,7 +12,7 @@ from gateway.cli.remote.connection import over_api
 from gateway.cli.remote.progress import waiting
 from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, write_answer
 from wakegate_client import Client
-from wakegate_client.calls import cancel_task, get_task, list_tasks, retry_task, task_result
+from wakegate_client.calls import cancel_task, get_task, list_schedules, list_tasks, retry_task, task_result
 
 app = typer.Typer(no_args_is_help=True)
 TaskId = Annotated[str, typer.Argument(metavar="TASK", show_default=False)]
@@ -25,6 +25,15 @@ _COLUMNS = {
     "TRIES": lambda each: f"{each['attempts']}/{each['maxAttempts']}",
     "SESSION": lambda each: each["session"] or "-",
     "ERROR": lambda each: each["error"] or "",
+}
+_SCHEDULES = {
+    "NAME": lambda each: each["name"],
+    "CRON": lambda each: each["cron"],
+    "TIMEZONE": lambda each: each["timezone"],
+    "NEXT": lambda each: _moment(each["next"]),
+    "LAST": lambda each: _moment(each["last"]),
+    "OUTCOME": lambda each: each["lastOutcome"] or "-",
+    "TASK": lambda each: each["lastTask"] or "-",
 }
 
 
@@ -43,6 +52,14 @@ def list_(
     show(page["tasks"], _COLUMNS, output)
     if page["next"]:
         note(f"there are more than {limit}; --limit shows up to 100, --state only some")
+
+
+@app.command("schedules")
+@over_api
+def schedules(gateway: Client, agent: AgentName, output: Output = Format.TABLE) -> None:
+    """List when an agent is asked by itself, and what came of it last."""
+    name, namespace = split_name(agent)
+    show(gateway.send(list_schedules(name, namespace))["schedules"], _SCHEDULES, output)
 
 
 @app.command("show")
@@ -97,6 +114,10 @@ def finish(gateway: Client, name: str, task: str, namespace: str) -> None:
     if document["result"] is not None:
         write_answer([gateway.send(task_result(name, task, namespace))])
     _check(document)
+
+
+def _moment(seconds: float | None) -> str:
+    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
 def _check(document: dict[str, Any]) -> None:
