@@ -65,7 +65,8 @@ from gateway.tasks.webhooks import Webhooks
 _DATA_PLANE = "/v1/namespaces/"
 _MAX_PATH_BYTES = 2048
 _MAX_WAIT_S = 60.0
-_WAIT_STEP_S = 0.25
+_WAIT_STEP_S = 0.02  # between two looks of one who waits: most tasks are short; it grows to the longest
+_WAIT_LONGEST_STEP_S = 0.25
 _INLINE_BYTES = 64 << 10  # of a result that is shown in the task
 _WRITE_ATTEMPTS = 5
 
@@ -254,8 +255,10 @@ class AgentTasksAPI:
         task = await self._named(request)
         wait = seconds_of(request.query_params, "wait", 0.0, _MAX_WAIT_S)
         until = self._clock.monotonic() + wait
+        step = _WAIT_STEP_S
         while not task.state.is_over and self._clock.monotonic() < until:
-            await asyncio.sleep(_WAIT_STEP_S)
+            await asyncio.sleep(step)
+            step = min(_WAIT_LONGEST_STEP_S, 1.5 * step)
             task = await self._named(request)
         document = _document(task)
         if task.answer is not None and task.answer.size <= _INLINE_BYTES and current().may(Permission.USE_SESSIONS):
