@@ -111,3 +111,9 @@ def test_what_is_no_env_file_is_refused(tmp_path: Path, text: str, said: str) ->
     assert said in problems(tmp_path, text)[0]
     with pytest.raises(SettingsError, match="cannot be read"):
         load({"agentscope_env": str(tmp_path / "none")}, {})
+
+
+def test_example_is_served() -> None:
+    """As it stands in examples/."""
+    settings = load({"agentscope_env": str(Path(__file__).parents[2] / "examples" / "agentscope.env")}, {})
+    assert (settings.port, settings.warm_pool) == (8000, 3)

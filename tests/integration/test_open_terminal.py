@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
+from gateway.api.open_terminal.socket import MAX_STRANGERS
 from tests.support.keyed import make_key, serve_with_keys
 from tests.support.serve import Server
 from tests.support.waiting import LIMIT_S, wait_until
@@ -312,6 +313,37 @@ def test_terminal_of_another_user_chat_or_tenant_is_not_there(server: Server, ke
             assert closed(socket) == 4001
     assert chat.get("/api/terminals") == []
     assert chat.get(f"/api/terminals/{made}", 404)["error"] == "Session not found"
+
+
+def test_strangers_who_send_no_key_are_few_at_a_time(server: Server, key: str) -> None:
+    """Each may hold 16 MiB for ten seconds; once they have left, or said who they are, there is room again."""
+    chat = Chat(server, key, "chat-shell")
+    made = chat.post("/api/terminals", None)["id"]
+    address = server.url.replace("http", "ws") + f"/open-terminal/api/terminals/{made}"
+    with ExitStack() as stack:
+        for _ in range(MAX_STRANGERS):
+            stack.enter_context(sync_connect(address, proxy=None, open_timeout=LIMIT_S))
+        with pytest.raises(InvalidStatus) as refused:
+            stack.enter_context(sync_connect(address, proxy=None, open_timeout=LIMIT_S))
+        assert refused.value.response.status_code == 503
+        # Whose handshake has a key is none of them.
+        known = {"authorization": f"Bearer {key}", "x-user-id": "ada", "x-session-id": "chat-shell"}
+        with connect(server, made, auth(""), known) as socket:
+            socket.send(b"exit\n")
+            assert closed(socket) == 1000
+
+    def is_open() -> bool:
+        with connect(server, made, auth("wk_wrong")) as socket:
+            return closed(socket) == 4001
+
+    wait_until(lambda: _without_refusal(is_open), "room for another stranger")
+
+
+def _without_refusal(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except InvalidStatus:
+        return False
 
 
 SERVER = """

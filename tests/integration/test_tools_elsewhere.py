@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import connect
 
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.serve import Server, serve
 from tests.support.tool_calls import chat_call
+from tests.support.waiting import LIMIT_S
 
 ACCEPT = {"accept": "application/json, text/event-stream"}
 
@@ -102,3 +106,33 @@ def test_call_retried_after_its_gateway_came_back_runs_once(tmp_path: Path, end:
         retry = second.client.post("/v1/tool_calls", json=body, headers={"x-stainless-retry-count": "1"}).json()
         assert retry == answer | {"replayed": ["a"]}
         assert second.run(session, "cat ran").json()["stdout"] == "x\n"
+
+
+def test_chat_and_stored_files_are_reached_through_the_other_gateway(servers: tuple[Server, Server]) -> None:
+    """Open WebUI's commands, files, working directory and terminal; a program of LibreChat's among an upload."""
+    one, two = servers
+    chat = {"x-session-id": "elsewhere", "x-user-id": "ada"}
+    begun = one.client.post("/open-terminal/execute", json={"command": "echo here > note; mkdir sub"}, headers=chat)
+    assert begun.json()["status"] == "done", begun.text
+    moved = two.client.post("/open-terminal/files/cwd", json={"path": "/workspace/sub"}, headers=chat)
+    assert moved.json() == {"cwd": "/workspace/sub"}, moved.text
+    ran = two.client.post("/open-terminal/execute", json={"command": "pwd; cat ../note"}, headers=chat).json()
+    assert "".join(each["data"] for each in ran["output"]) == "/workspace/sub\r\nhere\r\n"
+    viewed = two.client.get("/open-terminal/files/view", params={"path": "/workspace/note"}, headers=chat)
+    assert viewed.text == "here\n"
+    terminal = one.client.post("/open-terminal/api/terminals", headers=chat).json()["id"]
+    address = two.url.replace("http", "ws") + f"/open-terminal/api/terminals/{terminal}"
+    with connect(address, additional_headers=chat, proxy=None, open_timeout=LIMIT_S) as socket:
+        socket.send('{"type": "auth", "token": ""}')
+        socket.send(b"exit 0\n")
+        with contextlib.suppress(ConnectionClosedOK):
+            while True:
+                socket.recv(LIMIT_S)
+        assert socket.close_code == 1000
+
+    stored = one.client.post("/librechat/upload", files={"file": ("in.txt", b"stored")}).json()
+    file = {"id": stored["files"][0]["fileId"], "name": "in.txt", "storage_session_id": stored["storage_session_id"]}
+    body = {"lang": "py", "code": "print(open('/mnt/data/in.txt').read())", "files": [file]}
+    assert two.client.post("/librechat/exec", json=body).json()["stdout"] == "stored\n"
+    by_itself = two.client.post("/librechat/exec", json={"lang": "py", "code": "print(1)"}).json()["session_id"]
+    assert one.client.post("/librechat/exec", json={**body, "session_id": by_itself}).json()["stdout"] == "stored\n"

@@ -40,6 +40,7 @@ from gateway.sessions.lifecycle import Lifecycle
 
 PREFIX = "/open-terminal/api/terminals/"
 _AUTH_S = 10.0
+MAX_STRANGERS = 32
 _MAX_AUTH_CHARS = 16 << 10  # a token of OpenID Connect may have some thousand
 _MAX_TYPED_BYTES = 1 << 20  # of one message
 _SIZE = {"cols": 80, "rows": 24}  # until the client tells
@@ -56,6 +57,7 @@ class TerminalSocket:
     def __init__(self, lifecycle: Lifecycle, caller: SandboxCaller) -> None:
         self._lifecycle = lifecycle
         self._caller = caller
+        self._strangers = 0  # connections that have not said yet who they are
 
     @staticmethod
     def takes(scope: Scope) -> bool:
@@ -64,10 +66,19 @@ class TerminalSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection to its end."""
+        # Only those whose handshake had no key. Their first message is held whole, and may have 16 MiB.
+        is_stranger = "authenticate" in scope.get("state", {})
+        if is_stranger and self._strangers >= MAX_STRANGERS:
+            await _refuse(send)
+            return
         await send({"type": "websocket.accept"})
         try:
-            if not await _authenticated(scope, receive):
-                return
+            self._strangers += is_stranger
+            try:
+                if not await _authenticated(scope, receive):
+                    return
+            finally:
+                self._strangers -= is_stranger
             session, ticket = await self._named(scope)
             code, reason = await _Shell(self._caller, session, ticket, receive, send).run()
         except UnauthorizedError:
@@ -92,6 +103,14 @@ class TerminalSocket:
         if chat is None or session.state is SessionState.TERMINATED or not _is_of(chat, scope):
             raise absent
         return session, ticket
+
+
+async def _refuse(send: Send) -> None:
+    """Answer a handshake while too many others are under way."""
+    text = "too many terminals are being opened by who has not sent a key yet; try again"
+    fields = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": fields})
+    await send({"type": "websocket.http.response.body", "body": orjson.dumps({"detail": text, "error": text})})
 
 
 def _is_of(chat: Chat, scope: Scope) -> bool:
