@@ -363,14 +363,20 @@ def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
         assert sorted(each["result"]["body"]["tries"] for each in both) == [2, 3]  # in either order
 
 
+@pytest.mark.timeout(120)  # three sandboxes of two gateways are started one after the other, and a lease has to end
 def test_gateways_that_share_a_store_run_each_task_once_and_take_over(tmp_path: Path) -> None:
     """They share a Redis; each task is run by one of them, and what one is asked the other one tells."""
     with two(tmp_path, *LEASE) as (a, b, _):
-        create(a)
+        create(a, invocation={"session": "meta.chat"})
         wait_until(lambda: b.client.get("/v1/agents/worker").status_code == 200, "the other one knows the agent")
         places = [made(gateway, "/run") for gateway in (a, b) for _ in range(4)]
         for place in places:
             assert (ended(b, place)["attempts"], shown(a, place)["result"]["body"]["tries"]) == (1, 1)
+        # A conversation that the body names is one session, whichever of them is asked: the other one passes it on.
+        talk = {"name": "talk", "meta": {"chat": "ada"}}
+        answers = [gateway.client.post(f"{INVOCATIONS}/run", json=talk) for gateway in (a, b, a, b)]
+        assert [each.json()["tries"] for each in answers] == [1, 2, 3, 4]
+        assert len({each.headers["x-session-id"] for each in answers}) == 1
         place = made(a, "/slow")
         wait_until(lambda: "last" in shown(b, place)["progress"], "it runs")
         # Both take tasks, and either may have this one: the other has to go on with it.

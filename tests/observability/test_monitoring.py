@@ -74,6 +74,7 @@ async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(
         "wakegate_task_oldest_seconds": {"runtime"},
         "wakegate_task_oldest_queued_seconds": {"runtime"},
     }  # while any waits
+    optional |= {f"wakegate_{name}": {"resource"} for name in ("booked", "bookable")}  # of an engine on one machine
     optional |= {f"wakegate_pool_forecast_{name}": {"runtime"} for name in ("level", "quantile")}
     for expression in expressions():
         labels: set[str] = set()
