@@ -201,6 +201,7 @@ async def _build_in_cluster(
         keys=cluster.keys,
         summary=cluster.summary,
         catalog=cluster.catalog,
+        agents=cluster.agents,
         egress=gate,
         egress_address=settings.egress_address,
         background=lambda gateway: (

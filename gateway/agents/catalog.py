@@ -25,15 +25,21 @@ class AgentCatalog:
         compile_revision: Compile,
         chance: Callable[[], float] = random.random,
         hidden: Sequence[Runtime] = (),
+        *,
+        hosted: bool = False,
     ) -> None:
-        """`hidden`: runtimes of the gateway's own, which are served but not listed."""
+        """`hidden`: runtimes of the gateway's own, which are served but not listed.
+
+        `hosted`: `base` has the revisions too, once the engine does; until then they are not served.
+        """
         self.base = base
+        self._hosted = hosted
         self._hidden = {runtime.key: runtime for runtime in hidden}
         self._compile = compile_revision
         self._chance = chance
         self._agents: dict[RuntimeKey, Agent] = {}
         self._runtimes: dict[RuntimeKey, Runtime] = {}
-        self._sources: dict[RuntimeKey, tuple[Revision, str, bool]] = {}  # what each of them was made from
+        self._sources: dict[RuntimeKey, tuple[Revision, str, str, bool]] = {}  # what each of them was made from
 
     def put(self, agents: Iterable[Agent]) -> None:
         """Serve these from now on, in place of those before."""
@@ -50,7 +56,7 @@ class AgentCatalog:
                     # The same object while the revision is served: the engine replaces pools of runtimes that differ.
                     pooled = number in served(agent)
                     made = known.get(key)
-                    source = (revision, agent.tenant, pooled)
+                    source = (revision, agent.tenant, agent.uid, pooled)
                     if made is None or sources.get(key) != source:
                         made = self._made(agent, revision, pooled=pooled)
                     self._runtimes[key], self._sources[key] = made, source
@@ -65,6 +71,14 @@ class AgentCatalog:
             return replace(runtime, pool=replace(pool, size=1, max=max(1, pool.max)))
         return replace(runtime, pool=replace(pool, size=max(1, pool.size), max=max(1, pool.max)))
 
+    def _ready(self, key: RuntimeKey) -> Runtime | None:
+        """A revision's runtime, as it is served."""
+        return self.base.get(key) if self._hosted and key in self._runtimes else self._runtimes.get(key)
+
+    def revisions(self) -> Sequence[Runtime]:
+        """The runtimes of all revisions that are to be served."""
+        return list(self._runtimes.values())
+
     def agent(self, key: RuntimeKey) -> Agent | None:
         """The agent of that key, with or without a revision."""
         return self._agents.get(key.base)
@@ -73,14 +87,14 @@ class AgentCatalog:
         """The runtime; of an agent without a revision, that of most new sessions. None while it is stopped."""
         agent = self._agents.get(key)
         if agent is not None:
-            return self._runtimes.get(agent.key_of(agent.stable))
-        return self._runtimes.get(key) or self.base.get(key) or self._hidden.get(key)
+            return self._ready(agent.key_of(agent.stable))
+        return self._ready(key) or self.base.get(key) or self._hidden.get(key)
 
     def choose(self, key: RuntimeKey) -> Runtime | None:
         """The runtime for a new session. Raises ConflictError for an agent that is stopped."""
         agent = self._agents.get(key)
         if agent is None:
-            return self._runtimes.get(key) or self.base.choose(key) or self._hidden.get(key)
+            return self._ready(key) or self.base.choose(key) or self._hidden.get(key)
         if agent.stopped:
             raise ConflictError(f"agent {agent.id} is stopped; start it with POST /v1/agents/{agent.name}/start")
         rollout = agent.rollout
@@ -88,7 +102,7 @@ class AgentCatalog:
         # no HTTP.
         wanted = rollout.strategy if rollout is not None else None
         tries = wanted is not None and bool(wanted.header) and has_header(wanted.header, wanted.header_value)
-        return self._runtimes.get(agent.key_of(choose(agent, self._chance(), tries_canary=tries)))
+        return self._ready(agent.key_of(choose(agent, self._chance(), tries_canary=tries)))
 
     def served(self) -> Sequence[Runtime]:
         """What the engine has to serve: all, and the gateway's own."""
@@ -96,4 +110,5 @@ class AgentCatalog:
 
     def all(self) -> Sequence[Runtime]:
         """All runtimes that clients may ask for, sorted by key."""
-        return sorted((*self.base.all(), *self._runtimes.values()), key=lambda runtime: runtime.key)
+        own = [runtime for key in self._runtimes if (runtime := self._ready(key)) is not None]
+        return sorted((*self.base.all(), *own), key=lambda runtime: runtime.key)

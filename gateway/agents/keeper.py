@@ -45,7 +45,7 @@ class AgentKeeper:
         store: SessionStore,
         counters: Counters,
         clock: Clock,
-        bundles: BundleStore,
+        bundles: BundleStore | None,
     ) -> None:
         self._directory = directory
         self._provider = provider
@@ -57,7 +57,7 @@ class AgentKeeper:
         self._ticks = 0
 
     async def tick(self) -> None:
-        """One look at everything. Raises StoreUnavailableError."""
+        """One look at everything. Raises UnavailableError."""
         await self._directory.follow()
         self._ticks += 1
         if self._ticks % _SWEEP_TICKS == 0:
@@ -72,7 +72,7 @@ class AgentKeeper:
 
     async def _sweep(self) -> None:
         """Delete the files that no revision names; late where nothing names any, since records may have been lost."""
-        if self._directory.unreadable:
+        if self._directory.unreadable or self._bundles is None:
             return  # what those agents name is not known
         revisions = [revision for agent in self._directory.all() for revision in agent.revisions]
         used = {digest for each in revisions for digest in (each.bundle, each.environment) if digest}

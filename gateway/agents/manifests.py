@@ -63,6 +63,16 @@ def compiler(bundle_folder: Callable[[str], str], packages_folder: Callable[[str
     return compile_revision
 
 
+def cluster_compiler(read: Callable[[Mapping[str, Any]], Runtime]) -> Callable[..., Runtime]:
+    """What makes a revision's runtime in a cluster, where its pods are the custom resource's. `read`: a manifest's."""
+
+    def compile_revision(agent: Agent, revision: Revision) -> Runtime:
+        metadata = {**revision.manifest["metadata"], "uid": agent.uid}
+        return read({**revision.manifest, "metadata": metadata})
+
+    return compile_revision
+
+
 def merged(old: Any, change: Any) -> Any:
     """A JSON merge patch (RFC 7396): null removes a field, lists are replaced whole."""
     if not isinstance(change, Mapping):

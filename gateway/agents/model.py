@@ -93,6 +93,7 @@ class Agent:
     draining: tuple[int, ...] = ()
     stopped: bool = False
     events: tuple[Event, ...] = ()
+    uid: str = ""  # of its custom resource, in a cluster
     version: int = field(default=0, compare=False)  # of its document
 
     @property

@@ -19,11 +19,11 @@ MAX_WARM = 20  # sandboxes that an agent of the API keeps ready; they count agai
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What sandboxes of this machine can have at most. `memory` in bytes."""
+    """What sandboxes of this machine can have at most. `memory` in bytes. Of a cluster: no bound that is known here."""
 
     cpus: float
-    memory: int
-    gpus: int = 0
+    memory: float
+    gpus: float = 0
 
 
 def check_count(agents: Sequence[Agent], tenant: str) -> None:

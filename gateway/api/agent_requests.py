@@ -5,7 +5,7 @@ Every function raises BadRequestError with the field's name, or PermissionDenied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,16 @@ def owner_of(body: Mapping[str, Any]) -> str:
     return owner
 
 
-def new_key(body: Mapping[str, Any], tenant: str) -> RuntimeKey:
-    """The namespace and name of a new agent of a tenant."""
-    namespace = body.get("namespace") or _namespace_of(tenant)
-    if namespace != _namespace_of(tenant) and not current().sees_all_tenants:
-        raise PermissionDeniedError(f"namespace: agents of this tenant are in {_namespace_of(tenant)}")
-    return agent_key(namespace, body.get("name"))
+def new_key(body: Mapping[str, Any], tenant: str, namespaces: Sequence[str] = ()) -> RuntimeKey:
+    """The namespace and name of a new agent of a tenant. `namespaces`: those that there are; (): any."""
+    own = _namespace_of(tenant, namespaces)
+    namespace = body.get("namespace") or own
+    if namespace != own and not current().sees_all_tenants:
+        raise PermissionDeniedError(f"namespace: agents of this tenant are in {own}")
+    key = agent_key(namespace, body.get("name"))
+    if namespaces and namespace not in namespaces:
+        raise BadRequestError(f"namespace: expected one of {', '.join(namespaces)} (--kube-namespaces)")
+    return key
 
 
 def agent_key(namespace: Any, name: Any) -> RuntimeKey:
@@ -76,14 +80,17 @@ def agent_key(namespace: Any, name: Any) -> RuntimeKey:
     return RuntimeKey(namespace, name, Kind.AGENT_RUNTIME)
 
 
-def asked_namespace(request: Request) -> str:
+def asked_namespace(request: Request, namespaces: Sequence[str] = ()) -> str:
     """Where a request looks for the agent that its path names: `?namespace=`, else the caller's own."""
-    return request.query_params.get("namespace") or _namespace_of(current().tenant or DEFAULT_TENANT)
+    return request.query_params.get("namespace") or _namespace_of(current().tenant or DEFAULT_TENANT, namespaces)
 
 
-def _namespace_of(tenant: str) -> str:
-    """Each tenant has a namespace of its name, so that a name that is taken tells nothing of other tenants."""
-    return tenant
+def _namespace_of(tenant: str, namespaces: Sequence[str]) -> str:
+    """Each tenant has a namespace of its name, so that a name that is taken tells nothing of other tenants.
+
+    In a cluster there are `namespaces` only: without its own a tenant's agents are in the first, beside others'.
+    """
+    return tenant if not namespaces or tenant in namespaces else namespaces[0]
 
 
 def read_digest(body: Mapping[str, Any], name: str, old: str) -> str:

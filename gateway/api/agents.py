@@ -18,7 +18,7 @@ from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.environments import EnvironmentBuilder
-from gateway.agents.manifests import compiled, manifest_of, merged
+from gateway.agents.manifests import manifest_of, merged
 from gateway.agents.model import Agent, Revision
 from gateway.agents.quotas import Machine, check_count, check_fit, check_rights
 from gateway.agents.sketch import spec_of
@@ -47,7 +47,7 @@ from gateway.core.errors import (
     SessionNotFoundError,
     StaleWriteError,
 )
-from gateway.core.identity import SYSTEM, acting_as, current
+from gateway.core.identity import SYSTEM, acting_as, current, is_tenant
 from gateway.core.interfaces import SandboxProvider, SessionStore
 from gateway.core.model import Runtime
 from gateway.identity.tenants import TenantDirectory
@@ -68,8 +68,10 @@ class AgentParts:
     directory: AgentDirectory
     catalog: AgentCatalog
     machine: Machine
-    bundles: BundleStore
-    environments: EnvironmentBuilder
+    read: Callable[[Mapping[str, Any]], Runtime]  # a manifest's runtime; raises BadRequestError
+    namespaces: tuple[str, ...] = ()  # where agents can be; (): each tenant's own
+    bundles: BundleStore | None = None
+    environments: EnvironmentBuilder | None = None
 
 
 class AgentsAPI:
@@ -123,11 +125,9 @@ class AgentsAPI:
     async def _make(self, body: Mapping[str, Any], spec: Any) -> Response:
         parts = self._required()
         tenant = owner_of(body)
-        key = new_key(body, tenant)
+        key = new_key(body, tenant, parts.namespaces)
         if parts.catalog.base.get(key) is not None:
-            raise ConflictError(
-                f"{key.namespace}/{key.name} comes from a manifest file of this gateway; change it there"
-            )
+            raise ConflictError(f"{key.namespace}/{key.name} comes from a manifest; {_change_there(parts)}")
         now = self._clock.now()
         agent = Agent(key.namespace, key.name, tenant, now, current().subject)
         revision = self._revision(agent, body, spec, {})
@@ -147,10 +147,10 @@ class AgentsAPI:
         limits = self._tenants.limits(agent.tenant)
         check_rights(spec, limits, operator=caller.sees_all_tenants)
         manifest = manifest_of(agent.namespace, agent.name, spec)
-        check_fit(compiled(manifest), limits, parts.machine)
+        check_fit(parts.read(manifest), limits, parts.machine)
         digests = {name: read_digest(body, name, old.get(name, "")) for name in ("bundle", "environment")}
         for name, digest in digests.items():
-            if digest and not parts.bundles.has(digest):
+            if digest and (parts.bundles is None or not parts.bundles.has(digest)):
                 raise BadRequestError(
                     f"{name}: this gateway has no {digest}; make it with POST /v1/agent-{name}s first"
                 )
@@ -161,6 +161,7 @@ class AgentsAPI:
         parts, agent = self._required(), self._named(request)
         body = await read_object(request)
         check_change(body)
+        parts.directory.require_sound(agent)
         given = read_strategy(body["strategy"]) if body.get("strategy") is not None else None
 
         def decide(agent: Agent) -> Agent:
@@ -231,7 +232,8 @@ class AgentsAPI:
         try:
             return JSON(await self._views.of(self._named(request)))
         except NotFoundError:
-            key = agent_key(asked_namespace(request), request.path_params["name"])
+            namespaces = () if self._parts is None else self._parts.namespaces
+            key = agent_key(asked_namespace(request, namespaces), request.path_params["name"])
             document = await self._views.of_manifest(key)
             if document is None:
                 raise
@@ -248,9 +250,27 @@ class AgentsAPI:
         name = request.path_params["name"]
         if self._parts is None:
             raise NotFoundError(f"no agent {name[:64]}")
-        return self._parts.directory.find(asked_namespace(request), name)
+        namespace = asked_namespace(request, self._parts.namespaces)
+        try:
+            return self._parts.directory.find(namespace, name)
+        except NotFoundError:
+            if request.method == "GET" or self._parts.namespaces == () or not is_tenant(name):
+                raise
+            runtime = self._parts.catalog.base.get(agent_key(namespace, name))
+            if runtime is None or not current().sees_runtime(runtime) or not current().uses(runtime.key):
+                raise
+        raise ConflictError(f"{namespace}/{name} comes from a manifest; {_change_there(self._parts)}")
 
     def _required(self) -> AgentParts:
         if self._parts is None:
-            raise ConflictError("in a cluster agents are AgentRuntimes: apply one with kubectl, and it is served")
+            raise ConflictError("this engine has no agents but those of manifests")
         return self._parts
+
+
+def _change_there(parts: AgentParts) -> str:
+    if not parts.namespaces:
+        return "change it in its file"
+    return (
+        "change it with kubectl, or make it an agent of the API: kubectl annotate agentruntime NAME"
+        " wakegate.io/agent={}"
+    )

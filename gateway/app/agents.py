@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
 from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.environments import EnvironmentBuilder, PackageIndex, builder_runtime
-from gateway.agents.manifests import compiler
+from gateway.agents.manifests import cluster_compiler, compiler
 from gateway.agents.quotas import Machine
-from gateway.core.interfaces import SandboxCaller
+from gateway.core.agent_objects import AgentObjects
+from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings
 from gateway.runtimes.catalog import StaticCatalog
@@ -28,6 +30,11 @@ def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalo
     return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder), hidden=hidden)
 
 
+def make_cluster_catalog(base: RuntimeCatalog, objects: AgentObjects) -> AgentCatalog:
+    """The runtimes of a cluster, and those of agents beside them."""
+    return AgentCatalog(base, cluster_compiler(objects.read), hosted=True)
+
+
 def make_environments(
     settings: Settings, bundles: BundleStore, lifecycle: Lifecycle, caller: SandboxCaller
 ) -> EnvironmentBuilder:
@@ -39,6 +46,10 @@ def make_environments(
 def make_bundles(settings: Settings) -> BundleStore:
     """Where the files of agents are."""
     return BundleStore(settings.state_dir / "agents")
+
+
+A_CLUSTER = Machine(math.inf, math.inf, math.inf)
+"""Its nodes come and go: what fits none of them stays Pending, with the scheduler's reason."""
 
 
 def this_machine() -> Machine:

@@ -14,10 +14,19 @@ from typing import Any
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
+from gateway.agents.manifests import compiled
+from gateway.agents.mirror import Mirror
 from gateway.api.agent_tasks import TaskParts
 from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
-from gateway.app.agents import make_bundles, make_catalog, make_environments, this_machine
+from gateway.app.agents import (
+    A_CLUSTER,
+    make_bundles,
+    make_catalog,
+    make_cluster_catalog,
+    make_environments,
+    this_machine,
+)
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -37,6 +46,7 @@ from gateway.app.tasks import make_tasks
 from gateway.audit.build import make_audit_log
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import Served, SessionAdvisor
+from gateway.core.agent_objects import AgentObjects
 from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
@@ -78,7 +88,8 @@ class Engine:
     `summary`: its lines of the start banner; complete once it runs.
     `egress`: through which its sandboxes reach out; None: they do not, or not through here.
     `egress_address`: where sandboxes on other machines reach that, HOST:PORT; empty: they are all on this one.
-    `catalog`: in place of the runtimes of manifests; `background` makes loops to run besides, by name.
+    `catalog`: in place of the runtimes of manifests; `agents`: the custom resources of agents.
+    `background` makes loops to run besides, by name.
     """
 
     provider: SandboxProvider
@@ -89,6 +100,7 @@ class Engine:
     egress: EgressGate | None = None
     egress_address: str = ""
     catalog: RuntimeCatalog | None = None
+    agents: AgentObjects | None = None
     background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: ()
 
 
@@ -114,9 +126,8 @@ class Gateway:
         self.holder = me or holder_name()
         self.settings = settings
         self.clock = clock
-        # Where a catalog is given, agents are the cluster's custom resources.
-        self.agents = None if engine.catalog is not None else make_catalog(settings, runtimes)
-        self.catalog: RuntimeCatalog = engine.catalog or self.agents or StaticCatalog(runtimes)
+        self.agents = self._make_catalog(engine, runtimes)
+        self.catalog: RuntimeCatalog = self.agents or engine.catalog or StaticCatalog(runtimes)
         self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
         self.issuers = make_verifier(settings, clock)
@@ -159,6 +170,11 @@ class Gateway:
             self.access.peers = self.peers
         self.proxy = self._make_proxy()
         self._connect(executor)
+
+    def _make_catalog(self, engine: Engine, runtimes: Sequence[Runtime]) -> AgentCatalog | None:
+        if engine.catalog is None:
+            return make_catalog(self.settings, runtimes)
+        return None if engine.agents is None else make_cluster_catalog(engine.catalog, engine.agents)
 
     def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
         settings = self.settings
@@ -291,18 +307,26 @@ class Gateway:
         return Surfaces(self.settings, parts)
 
     def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
-        async def applied() -> None:
-            await self.provider.apply(self.served_runtimes())
-
+        if (objects := self.engine.agents) is not None:
+            mirror = Mirror(objects, self.clock)
+            directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes, mirror)
+            self.agent_directory = directory
+            self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, None)
+            return AgentParts(directory, catalog, A_CLUSTER, objects.read, tuple(objects.namespaces))
         bundles = make_bundles(self.settings)
-        self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
+        self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes)
         self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, bundles)
         environments = make_environments(self.settings, bundles, self.lifecycle, Caller(self.activator, self.clock))
-        return AgentParts(directory, catalog, this_machine(), bundles, environments)
+        return AgentParts(directory, catalog, this_machine(), compiled, (), bundles, environments)
 
-    def served_runtimes(self) -> Sequence[Runtime]:
-        """What the engine serves: the catalog's runtimes, and those that only the gateway uses."""
-        return self.catalog.all() if self.agents is None else self.agents.served()
+    async def apply_runtimes(self) -> None:
+        """Have the engine serve the catalog's runtimes, and those that only the gateway uses. Raises WakegateError."""
+        if self.agents is None:
+            await self.provider.apply(self.catalog.all())
+        elif self.engine.agents is not None:
+            await self.engine.agents.serve(self.agents.revisions())
+        else:
+            await self.provider.apply(self.agents.served())
 
     def _make_tasks(self) -> TaskParts:
         return make_tasks(

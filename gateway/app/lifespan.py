@@ -70,7 +70,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             await gateway.agent_directory.load()
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
-        await gateway.provider.apply(gateway.served_runtimes())
+        await gateway.apply_runtimes()
         # It runs once all sessions are hibernated, and while the engine can still be asked what they used.
         stack.push_async_callback(partial(_last_usage, gateway))
         # A rate needs the zero before the first event: a counter that appears with 1 shows no increase.

@@ -49,7 +49,7 @@ def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object
         "name": names.deployment_name(runtime.key),
         "namespace": runtime.key.namespace,
         "labels": {**labels, names.APPLIED: template["metadata"]["annotations"][names.TEMPLATE]},
-        "annotations": {names.RUNTIME: runtime.key.name},
+        "annotations": names.runtime_notes(runtime.key),
     }
     if owners := owner_of(runtime):
         metadata["ownerReferences"] = owners

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
+from gateway.core.agent_objects import AgentObject
 from gateway.core.errors import SettingsError
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.images.policy import ImagePolicy
@@ -43,6 +46,37 @@ class Declared:
     runtime: Runtime | None
     problems: tuple[str, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
+    agent: AgentObject | None = None  # of an AgentRuntime
+
+
+def agent_object(obj: Mapping[str, Any]) -> AgentObject:
+    """An AgentRuntime, as agents see it."""
+    metadata = obj["metadata"]
+    text = (metadata.get("annotations") or {}).get(names.AGENT)
+    note: Any = None
+    if text is not None:
+        try:
+            note = orjson.loads(text)
+        except ValueError:
+            note = {}
+        note = note if isinstance(note, Mapping) else {}
+    return AgentObject(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        spec=obj.get("spec") or {},
+        note=note,
+        changed_by=_last_writer(metadata.get("managedFields") or ()),
+    )
+
+
+def _last_writer(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Who last wrote a spec, by the name under which it did, such as kubectl-edit."""
+    written = [each for each in entries if "f:spec" in (each.get("fieldsV1") or {}) and not each.get("subresource")]
+    latest = max(written, key=lambda each: str(each.get("time") or ""), default={})
+    name = str(latest.get("manager") or "")
+    return "" if name == names.MANAGER else name
 
 
 def read_declared(obj: Mapping[str, Any], *, trusted: bool = False) -> Declared:
@@ -51,6 +85,8 @@ def read_declared(obj: Mapping[str, Any], *, trusted: bool = False) -> Declared:
     Its manifest keeps what pods are made from; status and history stay out.
     """
     metadata = obj["metadata"]
+    agent = agent_object(obj) if obj["kind"] == Kind.AGENT_RUNTIME else None
+    trusted = trusted and (agent is None or agent.note is None)
     kind = Kind(obj["kind"])
     manifest = {
         "apiVersion": names.API_VERSION,
@@ -71,6 +107,7 @@ def read_declared(obj: Mapping[str, Any], *, trusted: bool = False) -> Declared:
         runtime=runtime,
         problems=tuple(problems),
         status=obj.get("status") or {},
+        agent=agent,
     )
 
 
@@ -94,6 +131,7 @@ class WatchedCatalog:
         # provider has made its pool, a deleted one is withdrawn before the pool is taken down.
         self._wanted = dict(self._files)  # as declared
         self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
+        self._hosted: dict[RuntimeKey, Runtime] = {}  # revisions of agents, made by gateway/agents
         self.declared: dict[RuntimeKey, Declared] = {}
         self.changed = asyncio.Event()  # a runtime came, went, differs, or may be served now
         self.admission = Admission(
@@ -114,16 +152,37 @@ class WatchedCatalog:
         return self._served.get(key)
 
     def all(self) -> Sequence[Runtime]:
-        """All runtimes that are served, sorted by key."""
-        return [self._served[key] for key in sorted(self._served)]
+        """All runtimes that are served and no agent's of the API, sorted by key."""
+        return [self._served[key] for key in sorted(self._served) if key not in self._hosted]
+
+    def agents(self) -> Sequence[AgentObject]:
+        """All AgentRuntimes as they are in the cluster, also those that cannot be served."""
+        return [each.agent for each in self.declared.values() if each.agent is not None]
+
+    def learn(self, kind: Kind, answer: Mapping[str, Any]) -> None:
+        """Take in an object of a namespace that is followed, as the server answered with it."""
+        reflector = self._reflectors.get((answer["metadata"]["namespace"], kind))
+        if reflector is not None:
+            reflector.learn(dict(answer))
+
+    def host(self, runtimes: Iterable[Runtime]) -> None:
+        """Have these served besides: the revisions of agents."""
+        self._hosted = {runtime.key: runtime for runtime in runtimes}
+
+    def shown(self, key: RuntimeKey) -> RuntimeKey:
+        """The runtime whose pool a custom resource's status tells of: of an agent, its newest revision that serves."""
+        hosted = [each for each in self._hosted if each.base == key and self._hosted[each].pool.size]
+        return max(hosted, key=lambda each: each.revision, default=key)
 
     def wanted(self) -> Sequence[Runtime]:
         """What is declared now and may be served; it is served once the provider has it, and `publish` says so."""
-        return self.admission.review([self._wanted[key] for key in sorted(self._wanted)])
+        every = {**self._wanted, **self._hosted}
+        return self.admission.review([every[key] for key in sorted(every)])
 
     def withdraw(self) -> None:
         """Stop serving what is not declared any more."""
-        self._served = {key: runtime for key, runtime in self._served.items() if key in self._wanted}
+        known = self._wanted.keys() | self._hosted.keys()
+        self._served = {key: runtime for key, runtime in self._served.items() if key in known}
 
     def publish(self, runtimes: Iterable[Runtime]) -> None:
         """These are served from now on."""
@@ -172,7 +231,9 @@ class WatchedCatalog:
                 self._wanted[key] = self._files[key]
         else:
             self.declared[key] = new
-            if new.runtime is not None:
+            if new.agent is not None and new.agent.note is not None:
+                self._wanted.pop(key, None)  # its revisions are hosted
+            elif new.runtime is not None:
                 self._wanted[key] = new.runtime
             elif old is None or old.problems != new.problems:
                 # Once per fault and not per event: our own write of the status causes an event as well.

@@ -85,9 +85,9 @@ class KubeApi:
         """Read an object or a list. Raises KubeError."""
         return await self._ask("GET", path, query=query)
 
-    async def create(self, path: str, body: Object) -> Object:
+    async def create(self, path: str, body: Object, **query: Any) -> Object:
         """POST. Raises KubeError; a name that is taken is reason AlreadyExists."""
-        return await self._ask("POST", path, body)
+        return await self._ask("POST", path, body, query=query)
 
     async def patch(self, path: str, body: Object, *, strategic: bool = False) -> Object:
         """A merge patch (RFC 7386). With metadata.resourceVersion a stale one is refused with reason Conflict.
@@ -96,9 +96,9 @@ class KubeApi:
         """
         return await self._ask("PATCH", path, body, content_type=STRATEGIC_PATCH if strategic else MERGE_PATCH)
 
-    async def replace(self, path: str, body: Object) -> Object:
+    async def replace(self, path: str, body: Object, **query: Any) -> Object:
         """PUT: the whole object; one that carries a stale resourceVersion is refused with reason Conflict."""
-        return await self._ask("PUT", path, body)
+        return await self._ask("PUT", path, body, query=query)
 
     async def delete(self, path: str, *, uid: str | None = None, grace: int | None = None) -> None:
         """Absent, or by now another object of that name, is success. `grace` in seconds. Raises KubeError."""

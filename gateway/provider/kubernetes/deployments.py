@@ -15,7 +15,7 @@ from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknow
 from gateway.provider.kubernetes.egress import make_egress
 from gateway.provider.kubernetes.marking import Marks
 from gateway.provider.kubernetes.pool import Pool
-from gateway.provider.kubernetes.template import PodDefaults, make_template
+from gateway.provider.kubernetes.template import PodDefaults, is_trusted, make_template
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ class Deployments:
 
     async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
         """What its sandboxes may reach: in force before the first of them is made."""
-        wanted = make_egress(runtime, trusted=self._defaults.trusted, service=self._defaults.egress_service)
+        wanted = make_egress(
+            runtime, trusted=is_trusted(runtime, self._defaults), service=self._defaults.egress_service
+        )
         if wanted == pool.egress:
             return
         name, namespace = names.deployment_name(runtime.key), runtime.key.namespace

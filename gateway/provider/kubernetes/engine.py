@@ -23,6 +23,7 @@ from gateway.egress.gate import EgressGate
 from gateway.images.policy import make_policy
 from gateway.observability.counters import Calls
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
+from gateway.provider.kubernetes.agents import CustomResources
 from gateway.provider.kubernetes.catalog import WatchedCatalog
 from gateway.provider.kubernetes.claim_controller import ClaimController, ClaimSessions
 from gateway.provider.kubernetes.client import KubeError
@@ -68,6 +69,9 @@ class Cluster:
     ) -> None:
         self._settings, self._api = settings, api
         self.catalog, self.provider, self.keys, self.sharing = catalog, provider, keys, sharing
+        self._applying = asyncio.Lock()
+        namespaces = [name for name in settings.kube_namespaces.split(",") if name]
+        self.agents = CustomResources(api, catalog, namespaces, self.apply)
 
     def count_in(self, calls: Calls) -> None:
         """Count requests to the API server there."""
@@ -84,6 +88,15 @@ class Cluster:
     async def _apply_changes(self) -> None:
         while True:
             await self.catalog.changed.wait()
+            try:
+                await self.apply()
+            except KubeError as error:
+                logger.warning("runtimes could not be applied, trying again: %s", error)
+                await asyncio.sleep(_RETRY_DELAY_S)
+
+    async def apply(self) -> None:
+        """Have the provider serve what is wanted now. What fails is tried again by `follow`. Raises KubeError."""
+        async with self._applying:
             # Before the read: a change that comes while `apply` runs sets it again, and is not lost.
             self.catalog.changed.clear()
             wanted = self.catalog.wanted()
@@ -93,10 +106,9 @@ class Cluster:
                 await self.provider.dismantle(runtime.key for runtime in self.catalog.admission.refused())
                 await self.provider.apply(wanted)
                 self.catalog.publish(wanted)
-            except KubeError as error:
-                logger.warning("runtimes could not be applied, trying again: %s", error)
+            except BaseException:
                 self.catalog.changed.set()
-                await asyncio.sleep(_RETRY_DELAY_S)
+                raise
 
     def claims(self, sessions: ClaimSessions, clock: Clock) -> ClaimController:
         """What answers SandboxClaims in the namespaces of sandboxes."""
@@ -122,9 +134,10 @@ class Cluster:
         """Of all runtimes. Each write names the version that it was made from, so that a gateway that led before, and
         does not know yet that another one does, cannot put an older status over a newer one: it is refused."""
         for key, declared in list(self.catalog.declared.items()):
-            pool = await _pool_status(provider, key)
+            shown = self.catalog.shown(key)
+            pool = await _pool_status(provider, shown)
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            verdict = self.catalog.admission.of(key)
+            verdict = self.catalog.admission.of(shown)
             status = make_status(declared.status, declared.generation, declared.problems, pool, now, verdict)
             if status != declared.status:
                 path = names.runtimes(key.kind, key.namespace, key.name, "status")

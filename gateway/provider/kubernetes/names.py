@@ -16,7 +16,8 @@ METRICS_GROUP = "metrics.k8s.io"
 
 MANAGED = "app.kubernetes.io/managed-by"
 MANAGER = "wakegate"
-RUNTIME = "wakegate.io/runtime"
+RUNTIME = "wakegate.io/runtime"  # a label, of an agent's revision as `name_r3`; an annotation with the whole name
+REVISION = "wakegate.io/revision"  # an annotation: which of an agent's
 KIND = "wakegate.io/kind"
 POOL = "wakegate.io/pool"  # warm: in the Deployment's selector; claimed: bound to a session
 WARM, CLAIMED = "warm", "claimed"
@@ -37,6 +38,9 @@ RESTARTS = "wakegate.io/restarts"  # of picod's container when it was claimed
 VICTIM = "wakegate.io/victim"  # to be removed by a shrink: it may not be claimed
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+# Of an AgentRuntime that is an agent of the API: which revision its spec is of, and whose it is, as JSON.
+AGENT = "wakegate.io/agent"
 
 KEYS = "wakegate.io/keys"  # of the ConfigMap: which Secret it was made from, and since when each key is in it
 
@@ -59,18 +63,31 @@ def plural(kind: Kind) -> str:
 
 
 def deployment_name(key: RuntimeKey) -> str:
-    """The warm pool's Deployment, at most 46 characters: the ReplicaSet's and the pod's suffixes fit into a label."""
-    return f"{_fit(key.name, 38)}-{_SHORT[key.kind]}-pool"
+    """The warm pool's Deployment, at most 46 characters: the ReplicaSet's and the pod's suffixes fit into a label.
+
+    A revision's number is behind `pool`, where no runtime of another name has it.
+    """
+    revision = f"-r{key.revision}" if key.revision else ""
+    return f"{_fit(key.name, 38 - len(revision))}-{_SHORT[key.kind]}-pool{revision}"
 
 
 def cold_name(key: RuntimeKey, suffix: str) -> str:
     """The name of a pod that is made for one claim; `suffix` makes it unique."""
-    return f"{_fit(key.name, 44)}-{_SHORT[key.kind]}-{suffix}"
+    revision = f"-r{key.revision}" if key.revision else ""
+    return f"{_fit(key.name, 44 - len(revision))}-{_SHORT[key.kind]}{revision}-{suffix}"
 
 
 def runtime_labels(key: RuntimeKey) -> dict[str, str]:
-    """What every pod and Deployment of a runtime carries."""
-    return {MANAGED: MANAGER, RUNTIME: _fit(key.name, 63), KIND: key.kind.singular, WORKLOAD: _fit(key.name, 63)}
+    """What every pod and Deployment of a runtime carries. Each revision of an agent has a label of its own, so that no
+    pool, policy or spread takes in another's pods; `_` is in no runtime's name."""
+    revision = f"_r{key.revision}" if key.revision else ""
+    label = _fit(key.name, 63 - len(revision)) + revision
+    return {MANAGED: MANAGER, RUNTIME: label, KIND: key.kind.singular, WORKLOAD: _fit(key.name, 63)}
+
+
+def runtime_notes(key: RuntimeKey) -> dict[str, str]:
+    """The annotations that say which runtime a pod or a Deployment is of: labels hold 63 characters only."""
+    return {RUNTIME: key.name, **({REVISION: str(key.revision)} if key.revision else {})}
 
 
 def label_value(text: str) -> str:

@@ -109,7 +109,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         namespace=metadata["namespace"],
         name=metadata["name"],
         version=metadata["resourceVersion"],
-        runtime=RuntimeKey(metadata["namespace"], name, kind),
+        runtime=RuntimeKey(metadata["namespace"], name, kind, int(notes.get(names.REVISION) or 0)),
         claimed=claimed,
         session=notes.get(names.SESSION_ID, ""),
         claim=notes.get(names.CLAIM, ""),

@@ -37,7 +37,8 @@ SANDBOXES: tuple[Right, ...] = (
     Right("", "configmaps", ("create",)),
     Right("networking.k8s.io", "networkpolicies", ("create", "update", "delete")),
     Right("networking.k8s.io", "networkpolicies", ("get",), "wakegate-sandboxes"),  # for `wakegate doctor`
-    *(Right(names.GROUP, plural, ("list", "watch")) for plural in _RUNTIMES),
+    Right(names.GROUP, "codeinterpreters", ("list", "watch")),
+    Right(names.GROUP, "agentruntimes", ("get", "list", "watch", "create", "update", "delete")),  # agents of the API
     *(Right(names.GROUP, f"{plural}/status", ("patch",)) for plural in _RUNTIMES),
 )
 """In each namespace with sandboxes."""

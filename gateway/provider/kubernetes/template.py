@@ -94,12 +94,17 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     labels = {**(source.get("labels") or {}), **names.runtime_labels(runtime.key), names.POOL: names.WARM}
     notes = {
         **(source.get("annotations") or {}),
-        names.RUNTIME: runtime.key.name,
+        **names.runtime_notes(runtime.key),
         names.PORT: str(default_port(runtime)),
     }
     template: Object = {"metadata": {"labels": labels, "annotations": notes}, "spec": spec}
     notes[names.TEMPLATE] = digest(template)
     return template
+
+
+def is_trusted(runtime: Runtime, defaults: PodDefaults) -> bool:
+    """Whether its manifest may ask for anything. Never of an agent of the API, which whoever has a key may make."""
+    return defaults.trusted and not runtime.key.revision
 
 
 def digest(template: Mapping[str, Any]) -> str:
@@ -222,7 +227,8 @@ def _agent_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     spec.setdefault("terminationGracePeriodSeconds", 5)
     security = spec.setdefault("securityContext", {})
     security.setdefault("seccompProfile", {"type": "RuntimeDefault"})
-    if not defaults.trusted:  # else what trust.py lets through would be more than `restricted`
+    hardened = not is_trusted(runtime, defaults)
+    if hardened:  # else what trust.py lets through would be more than `restricted`
         security["runAsNonRoot"] = True
         for name in ("runAsUser", "runAsGroup", "fsGroup"):
             security.setdefault(name, USER)
@@ -235,7 +241,7 @@ def _agent_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     first.setdefault("readinessProbe", {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 10})
     for container in (*spec["containers"], *(spec.get("initContainers") or ())):
         container["resources"] = with_limits(container.get("resources") or {}, AGENT_DISK_BYTES)
-        if not defaults.trusted:
+        if hardened:
             own = container.setdefault("securityContext", {})
             own["allowPrivilegeEscalation"] = False
             own["capabilities"] = {**(own.get("capabilities") or {}), "drop": ["ALL"]}

@@ -37,6 +37,7 @@ _SECURITY_FIELDS = frozenset((
 _VOLUME_SOURCES = frozenset(("configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"))
 # Not here: secretKeyRef.
 _VALUE_SOURCES = frozenset(("configMapKeyRef", "fieldRef", "resourceFieldRef"))
+_FOREIGN_VOLUMES = ("configMap", "persistentVolumeClaim")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 # Read by container runtimes and network plug-ins as orders: another profile, another network, another hypervisor.
 _ANNOTATIONS = (
@@ -67,6 +68,27 @@ def untrusted(runtime: Runtime) -> list[str]:
         if str(name).startswith(_ANNOTATIONS):
             found.append(f"{place}.annotations.{name}")
     return [f"{path}: {_ADVICE}" for path in found]
+
+
+def foreign(runtime: Runtime) -> list[str]:
+    """What an agent of the API asks for of the objects beside it, which may be other tenants': as `untrusted`.
+
+    Whoever may apply manifests reads them anyway; whoever has a key of the gateway does not.
+    """
+    pod = _mapping(_mapping(_mapping(runtime.manifest.get("spec")).get("podTemplate")).get("spec"))
+    place = "spec.podTemplate.spec"
+    found = [f"{place}.{name}" for name in ("imagePullSecrets", "priorityClassName") if pod.get(name)]
+    for index, volume in enumerate(_sequence(pod.get("volumes"))):
+        found += [f"{place}.volumes[{index}].{name}" for name in _FOREIGN_VOLUMES if name in _mapping(volume)]
+    for kind in ("initContainers", "containers"):
+        for index, container in enumerate(_sequence(pod.get(kind))):
+            given = _mapping(container)
+            if given.get("envFrom"):
+                found.append(f"{place}.{kind}[{index}].envFrom")
+            for number, entry in enumerate(_sequence(given.get("env"))):
+                if "configMapKeyRef" in _mapping(_mapping(entry).get("valueFrom")):
+                    found.append(f"{place}.{kind}[{index}].env[{number}].valueFrom.configMapKeyRef")
+    return [f"{path}: refused of an agent of the API; apply an AgentRuntime with kubectl" for path in found]
 
 
 def _pod(pod: Mapping[str, Any], place: str) -> Iterator[str]:

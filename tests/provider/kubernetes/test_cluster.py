@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.clock import SystemClock
-from gateway.core.model import Kind, RuntimeKey, SessionId
+from gateway.core.model import Kind, Limits, RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.doctor.cluster import check_cluster
 from gateway.egress.gate import EgressGate
@@ -64,6 +64,7 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
         async with joined(cluster, tmp_path / "a", gate=gate) as one:
             await pool_is(one, 2)
             warm = await one.provider.claim(KEY, SessionId("s1"))
+            await one.provider.resize_sandbox(warm.id, Limits(memory=2 << 30, cpus=1.0))
             await pool_is(one, 2)
             await one.provider.resize(KEY, 0)
             await pool_is(one, 0)
@@ -83,6 +84,9 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
             one.sharing._rotation = 1e-9
             await one.sharing.turn()
             await renew_authority(one, tmp_path / "a" / "egress", gate)
+            agent = await one.agents.create("default", "mine", AGENT, {"revision": 1})
+            agent = await one.agents.replace(agent, {**agent.spec, "warmPoolSize": 1}, {"revision": 2})
+            await one.agents.delete(agent)
             settings = Settings(state_dir=tmp_path / "a", engine="kubernetes", kubeconfig=tmp_path / "a" / "kubeconfig")
             findings = [finding async for finding in check_cluster(settings)]
             assert not [str(finding) for finding in findings if finding.status == "fail"]
