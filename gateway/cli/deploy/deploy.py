@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from gateway.cli.deploy.calls import change_agent, create_agent, get_agent, install, upload_bundle
 from gateway.cli.deploy.entry import CANDIDATES, Entry, EntryError, find_entry
+from gateway.cli.deploy.image import dockerfile_of, name_in, write_dockerfile
 from gateway.cli.deploy.pack import PackError, bundle_of, files_of
 from gateway.cli.remote.connection import Target, over_api
 from gateway.cli.remote.progress import Counted, transfer, waiting
@@ -30,7 +32,7 @@ _MAX_SOURCE_BYTES = 1 << 20
 def deploy(
     gateway: Client,
     target: Target,
-    path: Annotated[str, typer.Argument(help="A folder, a file, or MODULE:NAME.", show_default=False)],
+    path: Annotated[str, typer.Argument(help="A folder, a file, or MODULE:NAME.", show_default=False)] = "",
     name: Annotated[str, typer.Option(help="The agent's name; the folder's if absent.")] = "",
     entry: Annotated[str, typer.Option(help="What to run: FILE.py or FILE.py:NAME.")] = "",
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.", show_default=False)] = None,
@@ -45,6 +47,10 @@ def deploy(
         str, typer.Option(help="Where a JSON body names the conversation, such as session_id.", show_default=False)
     ] = "",
     canary: Annotated[float, typer.Option(help="Percent of new sessions that try it first.")] = 0.0,
+    image: Annotated[str, typer.Option(help="An image that has the agent, in place of code.")] = "",
+    dockerfile: Annotated[
+        bool, typer.Option("--dockerfile", help="Write a Dockerfile there, and deploy nothing.")
+    ] = False,
 ) -> None:
     """Put an agent on the gateway, or a new revision of it.
 
@@ -52,40 +58,111 @@ def deploy(
     wakegate deploy ./my_agent
     wakegate deploy ./my_agent --name greeter --entry app.py:app --env GREETING=Welcome
     wakegate deploy ./my_agent --secret MODEL_KEY=api.example.com --requirements lock.txt
+    wakegate deploy ./my_agent --dockerfile
+    wakegate deploy --image registry.example/greeter:1.2
     """
-    folder, wanted = _folder_of(path, entry)
-    try:
-        files = files_of(folder)
-        found = find_entry(_sources(files), wanted)
-        bundle = bundle_of(files, {_RUNNER: (Path(__file__).parent / "serve_agent.py").read_bytes()})
-    except (EntryError, PackError) as error:
-        raise SettingsError([f"{folder}: {error}"]) from None
-    name = name or _name_of(folder)
-    packages = _requirements(folder, requirements)
-    print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
-    # What is likeliest to fail comes first: a name of a package that is wrong leaves no bundle and no revision behind.
-    environment = _install(gateway, packages) if packages else ""
-    with transfer(f"{name}: upload", len(bundle)) as advance:
-        digest = gateway.send(upload_bundle(Counted(bundle, advance)))["digest"]
-    spec = spec_of(found, port, pool, _environment(env or []))
+    variables = {"PORT": str(port), "PYTHONUNBUFFERED": "1", **_environment(env or [])}
+    if image:
+        if path or entry or requirements or dockerfile:
+            raise SettingsError(["--image: the image has files, packages and a command; name none beside it"])
+        name = name or name_in(image)
+        spec = spec_of({"image": image, "env": variables}, port, pool)
+        fields: dict[str, Any] = {"bundle": None, "environment": None}
+    else:
+        code = _code_of(path, entry, port)
+        if dockerfile:
+            _write(code, port, requirements)
+            return
+        name = name or _name_of(code.folder)
+        spec = spec_of({"command": code.command, "workingDir": "/app", "env": variables}, port, pool)
+        fields = _sent(gateway, name, code, requirements)
     spec["wakegate"] = reach_of(egress or [], secret or [])
     if conversation:  # else as it was: an agent may have been given it, and more, by other means
         spec["wakegate"]["invocation"] = {"session": conversation}
-    fields: dict[str, Any] = {"spec": spec, "bundle": digest}
-    fields |= {"environment": environment, "strategy": {"canary": {"weight": canary}} if canary else {}}
-    # A revision first, an agent if there is none: to ask beforehand would be a third request, whose answer may be
-    # wrong by the time of the second when two deploy at once.
-    try:
-        agent = gateway.send(change_agent(name, fields))
-    except APIError as error:
-        if error.status != 404:
-            raise
-        spec["wakegate"] = {field: value for field, value in spec["wakegate"].items() if value is not None}
-        agent = gateway.send(create_agent(name, fields))
+    fields |= {"spec": spec, "strategy": {"canary": {"weight": canary}} if canary else {}}
+    agent = _release(gateway, name, fields)
     with waiting(f"revision {agent['latestRevision']} of {name} is being started"):
         agent = _wait(gateway, name, agent["latestRevision"])
     print(f"revision {agent['revision']} serves")
     print(f"{target.url.rstrip('/')}{agent['path']}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """A folder, what to run in it, by which command, and the bundle that has all of it."""
+
+    folder: Path
+    entry: Entry
+    command: list[str]
+    bundle: bytes
+
+
+def _code_of(path: str, entry: str, port: int) -> _Code:
+    """Raises SettingsError for a folder without an agent, or one that cannot be packed."""
+    if not path:
+        raise SettingsError(["name a folder, a file or MODULE:NAME; or an image with --image"])
+    folder, wanted = _folder_of(path, entry)
+    try:
+        files = files_of(folder)
+        found = find_entry(_sources(files), wanted)
+        bundle = bundle_of(files, {_RUNNER: _runner()})
+    except (EntryError, PackError) as error:
+        raise SettingsError([f"{folder}: {error}"]) from None
+    if found.kind == "script":
+        command = ["python3", found.file]
+    else:
+        command = ["python3", _RUNNER, found.kind, found.module, found.name, str(port)]
+    return _Code(folder, found, command, bundle)
+
+
+def _runner() -> bytes:
+    return (Path(__file__).parent / "serve_agent.py").read_bytes()
+
+
+def _write(code: _Code, port: int, requirements: str) -> None:
+    """Write the Dockerfile of a folder. Raises SettingsError."""
+    listed = ""
+    if _requirements(code.folder, requirements):
+        file = Path(requirements) if requirements else code.folder / "requirements.txt"
+        if not file.resolve().is_relative_to(code.folder.resolve()):
+            raise SettingsError([f"--requirements {file}: a Dockerfile copies what is in {code.folder} only"])
+        listed = file.resolve().relative_to(code.folder.resolve()).as_posix()
+    try:
+        text = dockerfile_of(code.command, port, listed)
+        written = write_dockerfile(code.folder, text, (_RUNNER, _runner()))
+    except PackError as error:
+        raise SettingsError([f"{code.folder}: {error}"]) from None
+    except OSError as error:
+        raise SettingsError([f"{error.filename}: {error.strerror}"]) from None
+    for each in written:
+        print(plain(str(each)))
+
+
+def _sent(gateway: Client, name: str, code: _Code, requirements: str) -> dict[str, Any]:
+    """The digests of files and packages, which the gateway has from now on."""
+    found, bundle = code.entry, code.bundle
+    packages = _requirements(code.folder, requirements)
+    print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
+    # What is likeliest to fail comes first: a name of a package that is wrong leaves no bundle and no revision behind.
+    environment = _install(gateway, packages) if packages else None
+    with transfer(f"{name}: upload", len(bundle)) as advance:
+        digest = gateway.send(upload_bundle(Counted(bundle, advance)))["digest"]
+    return {"bundle": digest, "environment": environment}
+
+
+def _release(gateway: Client, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    # A revision first, an agent if there is none: to ask beforehand would be a third request, whose answer may be
+    # wrong by the time of the second when two deploy at once.
+    try:
+        changed: dict[str, Any] = gateway.send(change_agent(name, fields))
+        return changed
+    except APIError as error:
+        if error.status != 404:
+            raise
+    spec = fields["spec"]
+    spec["wakegate"] = {field: value for field, value in spec["wakegate"].items() if value is not None}
+    made: dict[str, Any] = gateway.send(create_agent(name, fields))
+    return made
 
 
 def _requirements(folder: Path, given: str) -> str:
@@ -124,20 +201,10 @@ def reach_of(egress: list[str], secrets: list[str]) -> dict[str, Any]:
     return {"egress": list(dict.fromkeys(hosts)) or None, "secrets": entries or None}
 
 
-def spec_of(entry: Entry, port: int, pool: int, environment: dict[str, str]) -> dict[str, Any]:
-    """The spec of an AgentRuntime that runs it."""
-    if entry.kind == "script":
-        command = ["python3", entry.file]
-    else:
-        command = ["python3", _RUNNER, entry.kind, entry.module, entry.name, str(port)]
-    variables = {"PORT": str(port), "PYTHONUNBUFFERED": "1", **environment}
-    container = {
-        "name": "agent",
-        "image": "deployed-from-code",
-        "command": command,
-        "workingDir": "/app",
-        "env": [{"name": each, "value": value} for each, value in variables.items()],
-    }
+def spec_of(container: dict[str, Any], port: int, pool: int) -> dict[str, Any]:
+    """The spec of an AgentRuntime. `container`: its image, or its command and folder; and `env` by name."""
+    variables = [{"name": name, "value": value} for name, value in container["env"].items()]
+    container = {"name": "agent", "image": "deployed-from-code", **container, "env": variables}
     return {
         "targetPort": [{"pathPrefix": "/", "port": port, "protocol": "HTTP"}],
         "podTemplate": {"spec": {"containers": [container]}},

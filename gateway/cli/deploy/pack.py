@@ -32,7 +32,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     Raises PackError for a link out of it, and for too much.
     """
     root = folder.resolve()
-    patterns = [*SKIPPED, *_ignored(folder)]
+    patterns = [*SKIPPED, *ignored(folder)]
     found: dict[str, Path] = {}
     size = 0
     for path in _walk(folder, patterns):
@@ -72,7 +72,8 @@ def bundle_of(files: Mapping[str, Path], added: Mapping[str, bytes]) -> bytes:
     return gzip.compress(raw.getvalue(), compresslevel=6, mtime=0)
 
 
-def _ignored(folder: Path) -> list[str]:
+def ignored(folder: Path) -> list[str]:
+    """The patterns of the folder's own list of what stays out."""
     path = folder / IGNORE_FILE
     if not path.is_file():
         return []

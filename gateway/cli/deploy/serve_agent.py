@@ -19,6 +19,8 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 MAX_BODY_BYTES = 16 << 20
+# Loopback: picod, in the same sandbox, brings the requests. An image has no picod, and names its own (image.py).
+HOST = os.environ.get("AGENT_HOST") or "127.0.0.1"
 
 
 def main(kind: str, module: str, name: str, port: int) -> None:
@@ -32,7 +34,7 @@ def main(kind: str, module: str, name: str, port: int) -> None:
     elif kind == "wsgi":
         serve_wsgi(found, port)
     elif kind == "agentapp":
-        found.run(host="127.0.0.1", port=port)
+        found.run(host=HOST, port=port)
     else:
         serve_runnable(found, port)
 
@@ -43,11 +45,11 @@ def serve_asgi(app: Any, port: int) -> None:
         import uvicorn
     except ImportError:
         raise SystemExit("uvicorn is not installed: add it to the requirements") from None
-    uvicorn.run(app, host="127.0.0.1", port=port, access_log=False)
+    uvicorn.run(app, host=HOST, port=port, access_log=False)
 
 
 # A thread per request: an agent waits for a model most of the time, and one at a time would let a second conversation
-# of the session wait for minutes. Loopback everywhere: picod, in the same sandbox, brings the requests.
+# of the session wait for minutes.
 class _Threading(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
@@ -59,7 +61,7 @@ class _Quiet(WSGIRequestHandler):
 
 def serve_wsgi(app: Any, port: int) -> None:
     """With the standard library's server, a thread per request."""
-    make_server("127.0.0.1", port, app, server_class=_Threading, handler_class=_Quiet).serve_forever()
+    make_server(HOST, port, app, server_class=_Threading, handler_class=_Quiet).serve_forever()
 
 
 def kind_of(found: Any) -> str:
@@ -222,7 +224,7 @@ def serve_runnable(runnable: Any, port: int) -> None:
             self.wfile.write(before + b"data: " + json.dumps(value).encode() + b"\n\n")
             self.wfile.flush()
 
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    ThreadingHTTPServer((HOST, port), Handler).serve_forever()
 
 
 def plain(value: Any) -> Any:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gateway.cli.deploy.entry import Entry, EntryError, find_entry
+from gateway.cli.deploy.image import name_in
 from gateway.cli.deploy.pack import PackError, bundle_of, files_of
 from gateway.cli.deploy.serve_agent import kind_of
 from tests.support.serve import serve
+from tests.support.waiting import wait_until
 
 FLASKLIKE = """
 class Flask:
@@ -95,6 +99,66 @@ def test_what_was_named_is_served_by_what_it_has() -> None:
     assert [kind_of(each()) for each in made] == ["runnable", "wsgi", "asgi", "asgi"]
 
 
+def wakegate(folder: Path, *words: str, url: str = "http://127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+    """The command, for a gateway that need not be there."""
+    environ = {**os.environ, "WAKEGATE_URL": url, "XDG_CONFIG_HOME": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, env=environ, check=False
+    )
+
+
+@pytest.mark.processes
+def test_a_dockerfile_has_the_same_entry_and_packages_and_no_secrets(tmp_path: Path) -> None:
+    """Its command answers on all addresses of a container; one that somebody wrote is left alone."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    (folder / "app.py").write_text(FLASKLIKE % "from an image")
+    (folder / "requirements.txt").write_text("flask==3.1.2\n")
+    (folder / ".wakegateignore").write_text("notes/\n")
+    done = wakegate(tmp_path, "deploy", str(folder), "--dockerfile", "--port", "8099")
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "Dockerfile").read_text().splitlines()
+    assert 'COPY ["requirements.txt", "/tmp/requirements.txt"]' in lines
+    assert "ENV AGENT_HOST=0.0.0.0 PORT=8099 PYTHONUNBUFFERED=1" in lines
+    ignored = (folder / ".dockerignore").read_text().splitlines()
+    assert {"**/.env", "**/.git", "**/notes"} <= set(ignored)
+    command = json.loads(lines[-1].removeprefix("CMD "))
+    assert command == ["python3", ".wakegate/serve_agent.py", "wsgi", "app", "app", "8099"]
+    # On an address of this test's own, where no other test's server is.
+    environ = {**os.environ, "AGENT_HOST": "127.80.99.1"}
+    with subprocess.Popen([sys.executable, *command[1:]], cwd=folder, env=environ) as agent:
+        try:
+            wait_until(lambda: _said("http://127.80.99.1:8099/") == "from an image", "it answers")
+        finally:
+            agent.kill()
+    assert wakegate(tmp_path, "deploy", str(folder), "--dockerfile").returncode == 0, "its own is written anew"
+    (folder / "Dockerfile").write_text("FROM scratch\n")
+    refused = wakegate(tmp_path, "deploy", str(folder), "--dockerfile")
+    assert (refused.returncode, "is there already" in refused.stderr) == (2, True), refused.stderr
+    assert (folder / "Dockerfile").read_text() == "FROM scratch\n"
+
+
+def _said(url: str) -> str:
+    try:
+        return httpx.get(url, trust_env=False).text
+    except httpx.HTTPError:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("registry.example:5000/team/My_Greeter:1.2", "my-greeter"),
+        ("greeter@sha256:00", "greeter"),
+        ("a/b.c", "b-c"),
+        (":", ""),
+    ],
+)
+def test_an_images_name_is_its_agents(image: str, name: str) -> None:
+    """Without registry, tag and digest."""
+    assert name_in(image) == name
+
+
 @pytest.mark.processes
 def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_path: Path) -> None:
     """Each deployment is a revision; the gateway has the files after a restart too."""
@@ -103,26 +167,23 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
     path = "/v1/namespaces/default/agent-runtimes/my-agent/invocations"
     with serve(tmp_path / "state") as server:
 
-        def wakegate(*words: str) -> str:
-            environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(tmp_path)}
-            done = subprocess.run(
-                [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, env=environ, check=False
-            )
+        def run(*words: str) -> str:
+            done = wakegate(tmp_path, *words, url=server.url)
             assert done.returncode == 0, done.stdout + done.stderr + server.log.read_text()
             return done.stdout
 
         (folder / "app.py").write_text(FLASKLIKE % "good")
-        assert "revision 1 serves" in wakegate("deploy", str(folder))
+        assert "revision 1 serves" in run("deploy", str(folder))
         assert server.client.get(f"{path}/").text == "good"
         (folder / "app.py").write_text(FLASKLIKE % "bad")
-        assert "revision 2 serves" in wakegate("deploy", str(folder))
+        assert "revision 2 serves" in run("deploy", str(folder))
         assert server.client.get(f"{path}/").text == "bad"
-        assert "revision 1 serves" in wakegate("rollout", "undo", "my-agent")
+        assert "revision 1 serves" in run("rollout", "undo", "my-agent")
         assert server.client.get(f"{path}/").text == "good"
-        assert "REVISION" in wakegate("rollout", "history", "my-agent")
+        assert "REVISION" in run("rollout", "history", "my-agent")
         (folder / "app.py").unlink()
         (folder / "agent.py").write_text(RUNNABLE)
-        assert "runnable agent.py:agent" in wakegate("deploy", str(folder))
+        assert "runnable agent.py:agent" in run("deploy", str(folder))
         reply = server.client.post(f"{path}/invoke", json={"input": "hello"})
         assert reply.json() == {"output": {"said": "HELLO", "thread": reply.headers["x-session-id"]}}
         streamed = server.client.post(f"{path}/stream", json={"input": ["a", "b"]})

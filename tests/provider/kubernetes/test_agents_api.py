@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -175,3 +179,19 @@ def test_what_a_tenants_agent_may_not_ask_of_a_cluster_is_refused(both: tuple[Se
     elsewhere = server.client.post("/v1/agents", json={"name": "a", "namespace": "kube-system", "spec": spec("one")})
     assert elsewhere.status_code == 400, elsewhere.text
     assert _all(cluster) == []
+
+
+def test_an_image_is_deployed_and_kubectl_shows_it(both: tuple[Server, Cluster], tmp_path: Path) -> None:
+    """With the image's own command, by the same words as on one machine."""
+    server, cluster = both
+    environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(tmp_path)}
+    words = ["deploy", "--image", "registry.example/greeter:1.2", "--env", "SAYS=hello", "--pool", "0"]
+    with subprocess.Popen([sys.executable, "-m", "gateway", *words], env=environ, stdout=subprocess.DEVNULL) as deploy:
+        try:
+            wait_until(lambda: [each["metadata"]["name"] for each in _all(cluster)] == ["greeter"], "it is there")
+        finally:
+            deploy.kill()
+    (container,) = resource(cluster, "greeter")["spec"]["podTemplate"]["spec"]["containers"]
+    assert (container["image"], "command" in container) == ("registry.example/greeter:1.2", False)
+    assert {"name": "SAYS", "value": "hello"} in container["env"]
+    assert server.client.delete("/v1/agents/greeter").status_code == 204
