@@ -128,6 +128,15 @@ def undo(agent: Agent, to: int | None, by: str, strategy: Strategy, now: float) 
     return begin(agent, made, replace(strategy, weight=0.0, header=""), now)
 
 
+def left_behind(agent: Agent) -> frozenset[int]:
+    """The revisions whose sessions may be moved to that of new sessions. Those of a canary are there on purpose."""
+    rollout = agent.rollout
+    kept = {agent.stable}
+    if rollout is not None and rollout.phase is not Phase.WATCHING:
+        kept.add(rollout.revision)
+    return frozenset(each.number for each in agent.revisions) - kept
+
+
 def pause(agent: Agent, now: float, *, paused: bool) -> Agent:
     """Hold a rollout where it is, or let it go on; its window then begins anew. Raises ConflictError."""
     rollout = agent.rollout

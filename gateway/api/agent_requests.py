@@ -121,7 +121,7 @@ def read_rollout_action(body: Mapping[str, Any], by: str, now: float) -> Callabl
         "promote": lambda agent: rollout.take_over(agent, now),
     }
     if action not in actions:
-        raise BadRequestError(f"action: expected one of {', '.join(actions)}, got {repr(action)[:64]}")
+        raise BadRequestError(f"action: expected one of {', '.join(actions)}, move, got {repr(action)[:64]}")
     return actions[action]
 
 

@@ -6,6 +6,7 @@ same agents. `agent_requests` reads what is asked, `agent_views` makes what is a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,12 +47,15 @@ from gateway.core.errors import (
     NotFoundError,
     SessionNotFoundError,
     StaleWriteError,
+    WakegateError,
+    without_host_paths,
 )
 from gateway.core.identity import SYSTEM, acting_as, current, is_tenant
 from gateway.core.interfaces import SandboxProvider, SessionStore
-from gateway.core.model import Runtime
+from gateway.core.model import Runtime, Session
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters
+from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError
 from gateway.usage.prices import Prices
@@ -59,6 +63,7 @@ from gateway.usage.prices import Prices
 STOPPED = "its agent was stopped"
 DELETED = "its agent was deleted"
 _MAX_SESSIONS_ENDED = 10_000
+_MOVES_AT_ONCE = 4  # a parked workspace is a rename; one that is copied takes a disk's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class AgentsAPI:
         self,
         parts: AgentParts | None,
         lifecycle: Lifecycle,
+        hibernator: Hibernator,
         store: SessionStore,
         provider: SandboxProvider,
         tenants: TenantDirectory,
@@ -91,6 +97,7 @@ class AgentsAPI:
     ) -> None:
         self._parts = parts
         self._lifecycle = lifecycle
+        self._hibernator = hibernator
         self._tenants = tenants
         self._clock = clock
         directory = None if parts is None else parts.directory
@@ -178,8 +185,41 @@ class AgentsAPI:
 
     async def _change_rollout(self, request: Request) -> Response:
         parts, agent = self._required(), self._named(request)
-        change = read_rollout_action(await read_object(request), current().subject, self._clock.now())
+        body = await read_object(request)
+        if body == {"action": "move"}:
+            return JSON({**rollout_document(agent), **await self._move(agent)})
+        change = read_rollout_action(body, current().subject, self._clock.now())
         return JSON(rollout_document(await parts.directory.change(agent, change)))
+
+    async def _move(self, agent: Agent) -> dict[str, Any]:
+        """Move the sessions of earlier revisions to that of new sessions; each that cannot be stays where it is."""
+        if self._required().namespaces:
+            raise ConflictError(
+                "in a cluster an agent's pod has no picod that could keep its files; its sessions stay on their"
+                " revision until they end"
+            )
+        if agent.stopped:
+            raise ConflictError(f"agent {agent.id} is stopped; its sessions have ended")
+        behind = rollout.left_behind(agent)
+        moved: list[str] = []
+        kept: list[dict[str, str]] = []
+        slots = asyncio.Semaphore(_MOVES_AT_ONCE)
+
+        async def move(session: Session) -> None:
+            async with slots:
+                try:
+                    await self._hibernator.move(session.id, agent.key_of(agent.stable))
+                    moved.append(session.id)
+                except SessionNotFoundError:
+                    pass  # it ended by itself
+                except WakegateError as error:
+                    kept.append({"session": session.id, "reason": without_host_paths(str(error))})
+
+        # As the gateway: they are the sessions of all of the tenant's people.
+        with acting_as(SYSTEM):
+            sessions = await self._views.sessions(agent, _MAX_SESSIONS_ENDED)
+            await asyncio.gather(*(move(each) for each in sessions if each.runtime.revision in behind))
+        return {"moved": sorted(moved), "kept": sorted(kept, key=lambda each: each["session"])}
 
     # Stopping, starting and deleting.
 

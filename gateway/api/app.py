@@ -165,6 +165,7 @@ class Surfaces:
         agents = AgentsAPI(
             parts.agents,
             lifecycle,
+            parts.hibernator,
             store,
             parts.provider,
             parts.tenants,

@@ -249,6 +249,16 @@ def _wakegate() -> dict[str, Schema]:
                 "affinity": any_object(),
                 "topologySpreadConstraints": list_of(any_object()),
                 "schedulerName": text(),
+                "queue": {
+                    "type": "string",
+                    "pattern": QUEUE,
+                    "description": "Volcano's queue.",
+                    EXPECTED: "a Queue's name: lower-case letters, digits, - and .",
+                },
+                "gang": {
+                    **whole_number(1, 1000),
+                    "description": "Warm sandboxes that Volcano places together, or none of them.",
+                },
                 "priorityClassName": text(),
                 "runtimeClassName": text(),
                 "dnsPolicy": text(),
@@ -259,6 +269,7 @@ def _wakegate() -> dict[str, Schema]:
     }
 
 
+QUEUE = "^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # a name of Kubernetes, as Queues have it
 PORTS = "a port (8000) or a range (9000-9100)"
 TOOL_NAME = "up to 64 letters, digits, _ and -, and no built-in tool's name"
 

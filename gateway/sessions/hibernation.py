@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.core.errors import ConflictError, LimitError, SnapshotError, StaleWriteError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import HibernationMode, Sandbox, Session, SessionId, SessionState
+from gateway.core.model import HibernationMode, RuntimeKey, Sandbox, Session, SessionId, SessionState
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 END_TIMEOUT_S = 40.0  # with the two below and the drain (30 s) under 90 s, after which systemd sends SIGKILL
 CANCEL_TIMEOUT_S = 6.0  # of a copy: longer than a snapshot store takes to discard one that was not finished
 PARK_TIMEOUT_S = 5.0
+_ASLEEP = (SessionState.HIBERNATED, SessionState.LOST)
 END_CONCURRENCY = 32  # copies into an object store hold up to 32 MB each
 
 
@@ -85,6 +86,20 @@ class Hibernator:
                     return False
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
             return await self._keep_and_release(session, why)
+
+    async def move(self, session_id: SessionId, to: RuntimeKey) -> None:
+        """Hibernate a session, and have it wake as one of another runtime, with the workspace that it has.
+
+        A crash in between leaves a hibernated session of the runtime that it had. Raises as `hibernate`, and
+        ConflictError where a request came first.
+        """
+        session = await self._ownership.require(session_id)
+        if session.state not in _ASLEEP and not await self.hibernate(session_id, why=f"it moves to {to}"):
+            raise ConflictError(f"session {session_id} is in use, or nothing of it could be kept; try again")
+        async with self._ownership.holding(session_id) as session:
+            if session.state not in _ASLEEP:
+                raise ConflictError(f"session {session_id} was woken by a request meanwhile; try again")
+            await self._records.put(replace(session, runtime=to))
 
     async def hibernate_all(self, timeout: float = END_TIMEOUT_S) -> None:
         """Hibernate all sessions bound here, even busy ones, because the gateway shuts down.

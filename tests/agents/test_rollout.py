@@ -13,6 +13,7 @@ from gateway.agents.rollout import (
     choose,
     drained,
     go_back,
+    left_behind,
     next_number,
     pause,
     served,
@@ -25,6 +26,15 @@ from gateway.core.errors import ConflictError, NotFoundError
 READY = Health(ready=1)
 PLAIN = Strategy()
 CANARY = Strategy(weight=20, window=60)
+
+
+def test_sessions_that_may_be_moved_are_those_of_neither_the_revision_that_serves_nor_a_canary() -> None:
+    """Sessions of a canary are there on purpose; once it has taken over, those of the revision before are behind."""
+    agent = change(new(), CANARY)
+    assert left_behind(agent) == frozenset()
+    agent = step(step(agent, READY, 101.0), READY, 161.0)
+    assert (agent.stable, left_behind(agent)) == (2, frozenset({1}))
+    assert left_behind(go_back(agent, "it fails", 170.0)) == frozenset({2})
 
 
 def change(agent: Agent, strategy: Strategy = PLAIN, now: float = 100.0) -> Agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,63 @@ def test_what_is_wrong_with_an_agent_is_said(tmp_path: Path) -> None:
         assert made.status_code == 201, made.text
         assert ask(server, "flat").text == "flat"
         assert server.client.get("/api/v1/agents/flat").json()["env"] == {"SAYS": "flat"}
+
+
+def _moves(server: Server) -> list[str]:
+    reply = server.client.post("/v1/agents/greeter/rollout", json={"action": "move"})
+    assert reply.status_code == 200, reply.text
+    moved: list[str] = reply.json()["moved"]
+    return moved
+
+
+KEEPER = """
+import http.server, os, time
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.endswith("/go"):
+            open("go", "w").close()
+        with open("note", "a+") as note:
+            if self.path.endswith(("/add", "/hold")):
+                note.write("x")
+            note.flush()
+            while self.path.endswith("/hold") and not os.path.exists("go"):
+                time.sleep(0.02)
+            note.seek(0)
+            data = (os.environ["SAYS"] + ":" + note.read()).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Agent).serve_forever()
+"""
+
+
+def test_sessions_of_an_old_revision_are_moved_with_their_files(tmp_path: Path) -> None:
+    """On request only; one that is in use stays, and the reason is told. In the next request the new code has the
+    files."""
+    with serve(tmp_path / "state") as server:
+        created(server, spec=spec("one", KEEPER))
+        path = "/v1/namespaces/default/agent-runtimes/greeter/invocations/"
+        first = server.client.get(path + "add")
+        assert first.text == "one:x"
+        session = first.headers["x-session-id"]
+        server.client.patch("/v1/agents/greeter", json={"spec": spec("two", KEEPER)})
+        wait_until(lambda: status(server)["stable"] == 2, "the second revision serves")
+        assert ask(server, session=session).text == "one:x"
+        newer = ask(server)
+        assert newer.text == "two:"
+        with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0)) as busy:
+            busy.sendall(f"GET {path}hold HTTP/1.1\r\nhost: localhost\r\nx-session-id: {session}\r\n\r\n".encode())
+            wait_until(lambda: ask(server, session=session).text == "one:xx", "the agent has the request")
+            kept = server.client.post("/v1/agents/greeter/rollout", json={"action": "move"}).json()
+            assert (kept["moved"], [each["session"] for each in kept["kept"]]) == ([], [session])
+            assert "under way" in kept["kept"][0]["reason"]
+            assert server.client.get(path + "go", headers={"x-session-id": session}).status_code == 200
+            assert busy.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: _moves(server) == [session], "it is moved once nothing is under way")
+        assert server.state(session)["revision"] == 2
+        assert ask(server, session=session).text == "two:xx"
+        assert ask(server, session=newer.headers["x-session-id"]).text == "two:"
+        again = server.client.post("/v1/agents/greeter/rollout", json={"action": "move"}).json()
+        assert again["moved"] == [], "there is nothing left to move"
+        assert server.client.post("/v1/agents/greeter/rollout", json={"action": "move", "to": 1}).status_code == 400

@@ -336,6 +336,7 @@ SCHEMAS: dict[str, Schema] = {
             obj("revision previous phase paused", revision=COUNT, previous=COUNT, phase=TEXT, paused=FLAG)
         ),
         events=array_of(obj("at revision text", at=MOMENT, revision=COUNT, text=TEXT)),
+        moved=array_of(TEXT), kept=array_of(obj("session reason", session=TEXT, reason=TEXT)),
     ),
     "AgentBundle": obj("digest bytes", digest=TEXT, bytes=COUNT),
     "AgentEnvironment": obj(
@@ -343,7 +344,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "NewAgentEnvironment": obj("requirements", requirements=TEXT),
     "AgentRolloutAction": obj(
-        "action", action={"enum": ["undo", "pause", "resume", "promote"]}, to={"type": "integer", "minimum": 1}
+        "action", action={"enum": ["undo", "pause", "resume", "promote", "move"]}, to={"type": "integer", "minimum": 1}
     ),
     "Status": obj("status", status=TEXT),
     "NotReady": obj("status", status=TEXT, reasons=array_of(TEXT), error=TEXT),

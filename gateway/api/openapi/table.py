@@ -145,7 +145,7 @@ AGENTS: Mapping[str, Operation] = {
     "get_agent_rollout":
         _agent("GET", "/v1/agents/{name}/rollout", "The change under way, and what happened before.", "AgentRollout"),
     "change_agent_rollout":
-        _agent("POST", "/v1/agents/{name}/rollout", "Undo, pause, resume or promote a change.", "AgentRollout",
+        _agent("POST", "/v1/agents/{name}/rollout", "Undo, pause or promote a change; move sessions.", "AgentRollout",
                body="AgentRolloutAction"),
     "create_agent_bundle":
         Operation("POST", "/v1/agent-bundles", "agents", "Upload an agent's files, a tar archive, plain or gzip.",

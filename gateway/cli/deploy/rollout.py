@@ -13,6 +13,9 @@ from wakegate_client import Client
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="AGENT", show_default=False)]
+Move = Annotated[
+    bool, typer.Option("--move", help="Move sessions of other revisions to the one that serves, with their files.")
+]
 _COLUMNS = {
     "REVISION": lambda each: each["revision"],
     "CREATED": lambda each: each["createdAt"],
@@ -42,9 +45,11 @@ def undo(
     gateway: Client,
     name: Name,
     to: Annotated[int, typer.Option("--to", help="The revision to go back to; the one before if absent.")] = 0,
+    move: Move = False,
 ) -> None:
     """Go back to an earlier revision."""
     _show(gateway.send(change_rollout(name, "undo", to or None)))
+    _move(gateway, name, move)
 
 
 @app.command("pause")
@@ -63,9 +68,26 @@ def resume(gateway: Client, name: Name) -> None:
 
 @app.command("promote")
 @over_api
-def promote(gateway: Client, name: Name) -> None:
+def promote(gateway: Client, name: Name, move: Move = False) -> None:
     """Give all new sessions the new revision now."""
     _show(gateway.send(change_rollout(name, "promote")))
+    _move(gateway, name, move)
+
+
+@app.command("move")
+@over_api
+def move(gateway: Client, name: Name) -> None:
+    """Move the sessions of earlier revisions to the one that serves, with their files."""
+    _move(gateway, name, wanted=True)
+
+
+def _move(gateway: Client, name: str, wanted: bool) -> None:
+    if not wanted:
+        return
+    done = gateway.send(change_rollout(name, "move"))
+    print(f"{len(done['moved'])} sessions moved to revision {done['stable']}; each wakes there with its next request")
+    for each in done["kept"]:
+        print(f"{plain(each['session'])} stays: {plain(each['reason'])}")
 
 
 def _show(document: dict[str, Any]) -> None:

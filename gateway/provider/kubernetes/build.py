@@ -49,7 +49,7 @@ def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object
         "name": names.deployment_name(runtime.key),
         "namespace": runtime.key.namespace,
         "labels": {**labels, names.APPLIED: template["metadata"]["annotations"][names.TEMPLATE]},
-        "annotations": names.runtime_notes(runtime.key),
+        "annotations": {**names.runtime_notes(runtime.key), **gang_notes(template)},
     }
     if owners := owner_of(runtime):
         metadata["ownerReferences"] = owners
@@ -65,6 +65,13 @@ def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object
             **ROLLING,
         },
     }
+
+
+def gang_notes(template: Object) -> dict[str, str]:
+    """The Deployment's annotation for Volcano's gangs. Not the pods': one that is made for a claim would wait for
+    others that nobody makes."""
+    size = template["metadata"]["annotations"].get(names.TOGETHER)
+    return {names.GANG: size} if size else {}
 
 
 def make_cold_pod(runtime: Runtime, template: Object, name: str, session: str, claim: str) -> Object:

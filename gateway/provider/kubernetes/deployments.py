@@ -136,6 +136,10 @@ class Deployments:
             # Again until nobody writes in between: the Deployment's controller writes its status at any time.
             present = await self._api.get(path)
             present["spec"] |= {"template": pool.template, **build.ROLLING}
+            notes = {
+                name: text for name, text in present["metadata"].get("annotations", {}).items() if name != names.GANG
+            }
+            present["metadata"]["annotations"] = {**notes, **build.gang_notes(pool.template)}
             present["metadata"]["labels"][names.APPLIED] = pool.template["metadata"]["annotations"][names.TEMPLATE]
             if replicas is not None:
                 present["spec"]["replicas"] = replicas

@@ -35,9 +35,15 @@ SESSION_ID = "wakegate.io/session"  # the whole id: labels hold 63 characters on
 CLAIM = "wakegate.io/claim"  # one claim's own mark: who finds it on a pod knows whose PATCH it was
 START = "wakegate.io/start"  # warm | cold
 RESTARTS = "wakegate.io/restarts"  # of picod's container when it was claimed
+TOGETHER = "wakegate.io/gang"  # of a pod template: the Deployment's GANG, by which a change of it is seen
 VICTIM = "wakegate.io/victim"  # to be removed by a shrink: it may not be claimed
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+# Volcano's: of pods, the queue; of a Deployment, how many of its pods are placed together or not at all. Its controller
+# makes a PodGroup of that (https://volcano.sh/docs/unifiedscheduling).
+QUEUE = "scheduling.volcano.sh/queue-name"
+GANG = "scheduling.volcano.sh/group-min-member"
 
 # Of an AgentRuntime that is an agent of the API: which revision its spec is of, and whose it is, as JSON.
 AGENT = "wakegate.io/agent"

@@ -78,12 +78,15 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
         _agent_pod(runtime, defaults) if runtime.key.kind is Kind.AGENT_RUNTIME else _interpreter_pod(runtime, defaults)
     )
     own = own_section(runtime)
-    spread = (own.get("pod") or {}).get("spread") or defaults.spread
+    pod = own.get("pod") or {}
+    spread = pod.get("spread") or defaults.spread
     for name, value in _placement(spread, runtime).items():
         if name == "affinity":  # merged by kind: the manifest's node affinity is kept, its pod affinity replaces ours
             spec["affinity"] = {**value, **(spec.get("affinity") or {})}
         else:
             spec.setdefault(name, value)
+    if pod.get("schedulerName"):  # of an AgentRuntime; a CodeInterpreter's is there already
+        spec.setdefault("schedulerName", pod["schedulerName"])
     if defaults.scheduler:
         spec.setdefault("schedulerName", defaults.scheduler)
     if defaults.runtime_class:
@@ -97,6 +100,10 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
         **names.runtime_notes(runtime.key),
         names.PORT: str(default_port(runtime)),
     }
+    if pod.get("queue"):
+        notes[names.QUEUE] = str(pod["queue"])
+    if pod.get("gang"):
+        notes[names.TOGETHER] = str(pod["gang"])
     template: Object = {"metadata": {"labels": labels, "annotations": notes}, "spec": spec}
     notes[names.TEMPLATE] = digest(template)
     return template

@@ -10,10 +10,15 @@ import pytest
 
 from gateway.core.model import Runtime, SessionId
 from gateway.provider.kubernetes import PodDefaults
+from gateway.provider.kubernetes.build import make_cold_pod
+from gateway.provider.kubernetes.template import make_template
 from gateway.runtimes.manifest import parse_runtime
 from tests.support.kube.clusters import make_cluster
 from tests.support.kube.opened import open_provider
+from tests.support.kube.simulator.objects import BY_PLURAL
 
+# As Volcano spells them: pkg/apis/scheduling/v1beta1/labels.go of volcano-sh/apis.
+QUEUE, GANG = "scheduling.volcano.sh/queue-name", "scheduling.volcano.sh/group-min-member"
 HOST, ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 NODES = {
@@ -239,3 +244,55 @@ async def test_mounts_become_volumes_of_every_pod(tmp_path: Path) -> None:
         assert mounted["/models"]["readOnly"] is True
         assert not mounted["/scratch"].get("readOnly")
         assert mounted["/prompts"]["readOnly"] is True
+
+
+@pytest.mark.parametrize("kind", ["CodeInterpreter", "AgentRuntime"])
+async def test_volcano_places_sandboxes_by_queue_and_gang(tmp_path: Path, kind: str) -> None:
+    """By its annotations: the queue of all pods, the gang of the pool's Deployment only, also once they change."""
+    image = {"image": "registry.example/a:1"}
+    spec: dict[str, Any] = {"warmPoolSize": 0, "template": image}
+    if kind == "AgentRuntime":
+        pod = {"spec": {"containers": [{"name": "agent", **image}]}}
+        spec = {"warmPoolSize": 0, "podTemplate": pod, "targetPort": [{"port": 8080, "protocol": "HTTP"}]}
+        spec |= {"sessionTimeout": "15m", "maxSessionDuration": "8h"}
+    placed = {"schedulerName": "volcano", "queue": "interactive", "gang": 4}
+    first = parsed(kind, {**spec, "wakegate": {"pod": placed}})
+    cold = make_cold_pod(first, make_template(first, PodDefaults("p")), "c", "s", "claim")
+    assert cold["spec"]["schedulerName"] == "volcano"
+    assert cold["metadata"]["annotations"][QUEUE] == "interactive"
+    assert GANG not in cold["metadata"]["annotations"]
+    async with make_cluster(hollow=True).running() as cluster:
+        provider = await open_provider(cluster, tmp_path)
+
+        def deployment() -> Any:
+            (found,) = cluster.objects.all(BY_PLURAL["deployments"], "default")
+            return found
+
+        try:
+            await provider.apply([first])
+            assert deployment()["metadata"]["annotations"][GANG] == "4"
+            pods = deployment()["spec"]["template"]
+            assert pods["spec"]["schedulerName"] == "volcano"
+            assert pods["metadata"]["annotations"][QUEUE] == "interactive"
+            assert GANG not in pods["metadata"]["annotations"]
+            await provider.apply([parsed(kind, {**spec, "wakegate": {"pod": {**placed, "gang": 2}}})])
+            assert deployment()["metadata"]["annotations"][GANG] == "2"
+            await provider.apply([parsed(kind, {**spec, "wakegate": {"pod": {"schedulerName": "agent-scheduler"}}})])
+            assert GANG not in deployment()["metadata"]["annotations"]
+            assert QUEUE not in deployment()["spec"]["template"]["metadata"]["annotations"]
+            assert deployment()["spec"]["template"]["spec"]["schedulerName"] == "agent-scheduler"
+        finally:
+            await provider.aclose()
+
+
+@pytest.mark.parametrize("pod", [{"queue": "Mine!"}, {"gang": 0}, {"queue": ["a"]}, {"gang": "all"}])
+def test_a_queue_or_a_gang_that_volcano_could_not_have_is_refused(pod: dict[str, Any]) -> None:
+    """With the field's name."""
+    problems: list[str] = []
+    document = {
+        "apiVersion": "runtime.agentcube.volcano.sh/v1alpha1", "kind": "CodeInterpreter",
+        "metadata": {"name": "one"}, "spec": {"template": {}, "wakegate": {"pod": pod}},
+    }  # fmt: skip
+    parse_runtime(document, "test", problems, engine="kubernetes")
+    assert len(problems) == 1
+    assert f"spec.wakegate.pod.{next(iter(pod))}" in problems[0]
