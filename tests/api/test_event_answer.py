@@ -77,6 +77,17 @@ async def test_client_that_leaves_ends_the_answer() -> None:
     assert (client.got, client.ended, pieces.closed) == ([b"one"], False, True)
 
 
+async def test_timeout_of_the_pieces_own_is_no_client_that_left() -> None:
+    """It goes on to whoever asked, and is not taken for the end of the answer."""
+
+    async def pieces() -> AsyncGenerator[Piece, None]:
+        yield b"one", True
+        raise TimeoutError("of the sandbox's")
+
+    with pytest.raises(TimeoutError, match="of the sandbox's"):
+        await Client().asks(pieces())
+
+
 async def test_silence_is_filled_with_keepalives() -> None:
     """As often as the interval says, and not once the answer is over."""
     client, pieces = Client(), Pieces()
