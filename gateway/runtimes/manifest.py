@@ -117,7 +117,7 @@ def parse_runtime(
     elif in_cluster:
         # In a cluster an agent's container has no picod, so nothing there checks tokens or exports files. Its pod is
         # made of the manifest directly (provider/kubernetes/template.py).
-        limits = _limits_of_container(spec, reader)
+        limits = _limits_of_container(spec)
         runtime = replace(runtime, limits=limits, auth=False, hibernation=HibernationMode.OFF, code_context="off")
     else:
         runtime = _local_agent(runtime, spec, files, reader)
@@ -199,12 +199,18 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
     )
 
 
-def _limits_of_container(spec: Mapping[str, Any], reader: Reader) -> Limits:
-    """The limits of an agent in a cluster, whose pod is checked by the API server and not by our schema."""
-    container = first_container(spec)
-    resources = container.get("resources") if isinstance(container, Mapping) else None
-    limits = resources.get("limits") if isinstance(resources, Mapping) else None
-    return read_limits({"limits": limits if isinstance(limits, Mapping) else {}}, CONTAINER, {}, reader)
+def _limits_of_container(spec: Mapping[str, Any]) -> Limits:
+    """The limits of an agent in a cluster, whose pod the API server checks and not our schema: it may be anything."""
+    pod = _mapping(_mapping(spec.get("podTemplate")).get("spec"))
+    containers = pod.get("containers")
+    first = _mapping(containers[0]) if isinstance(containers, list) and containers else {}
+    limits = _mapping(_mapping(first.get("resources")).get("limits"))
+    # What is no quantity the API server refuses in its own words, and until then the defaults do.
+    return read_limits({"limits": limits}, CONTAINER, {}, Reader("", []))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None, reader: Reader) -> Runtime:

@@ -7,13 +7,25 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import Agent, Invocations, Kind, Limits, PoolMode, Probe, RuntimeKey, Schedule
+from gateway.core.model import (
+    Agent,
+    Invocations,
+    Kind,
+    Limits,
+    PoolMode,
+    Probe,
+    Requests,
+    Resources,
+    RuntimeKey,
+    Schedule,
+)
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.runtimes.crd import crd
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
@@ -528,3 +540,51 @@ def test_crds_match_the_schema() -> None:
     script = Path(__file__).resolve().parents[2] / "scripts" / "crds.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_requests_and_the_most_that_a_session_may_have(tmp_path: Path) -> None:
+    """Whole GPUs are among requests or limits; the most names what it bounds, the rest is bounded by the limits."""
+    template = "resources: {requests: {cpu: 100m, memory: 1Gi}, limits: {nvidia.com/gpu: 2}}"
+    text = SHORT.replace("template: {}", f"template: {{{template}}}, wakegate: {{maxResources: {{memory: 2Gi}}}}")
+    [runtime] = load_runtimes([write(tmp_path, text)])
+    assert runtime.requests == Requests(millicores=100, memory=1 << 30, gpus=2)
+    assert runtime.max_resources == Resources(memory=2 << 30)
+    half = text.replace("gpu: 2", 'gpu: "0.5"').replace("memory: 2Gi", "memory: none, processes: 4")
+    found = problems(write(tmp_path, half))
+    assert [line.split(": ", 1)[1].partition(":")[0] for line in found] == [
+        "spec.wakegate.maxResources.memory",
+        "spec.wakegate.maxResources.processes",
+        "spec.template.resources.limits.nvidia.com/gpu",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("containers", "limits"),
+    [
+        ([{"resources": {"limits": {"memory": "4Gi", "cpu": 2}}}], Limits(memory=4 << 30, cpus=2.0)),
+        ([{"resources": {"limits": {"memory": "much", "cpu": None}}}], Limits()),
+        ([{"resources": "x"}], Limits()),
+        ([5], Limits()),
+        ({"a": 1}, Limits()),
+        ("abc", Limits()),
+        ([], Limits()),
+    ],
+)
+def test_limits_of_an_agents_pod_in_a_cluster_are_read_whatever_is_there(containers: Any, limits: Limits) -> None:
+    """Its quota counts them; the pod is the API server's to check, and a strange one stops no other runtime."""
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "AgentRuntime",
+        "metadata": {"name": "a"},
+        "spec": {
+            "targetPort": [{"port": 80, "protocol": "HTTP"}],
+            "podTemplate": {"spec": {"containers": containers}},
+            "sessionTimeout": "15m",
+            "maxSessionDuration": "8h",
+        },
+    }
+    found: list[str] = []
+    runtime = parse_runtime(document, "here", found, engine="kubernetes")
+    assert found == []
+    assert runtime is not None
+    assert runtime.limits == limits

@@ -127,9 +127,10 @@ class CgroupTree:
     def _change(self, controller: str, folder: Path, before: Limits, after: Limits) -> None:
         v2 = self.in_force[controller].endswith("2")
         swap = folder / "memory.memsw.limit_in_bytes"
-        if controller == "memory" and not v2 and swap.exists() and (after.memory or 0) > (before.memory or 0):
+        grows = after.memory is None or after.memory > (before.memory or 0)
+        if controller == "memory" and not v2 and grows and swap.exists():
             # Version 1 refuses a limit of memory above that of memory and swap: for one that grows, that comes first.
-            _write(swap, str(after.memory))
+            _write(swap, "-1" if after.memory is None else str(after.memory))
         _limit(controller, folder, after, v2=v2)
         if controller == "memory" and after.memory is None:
             _write(folder / ("memory.max" if v2 else "memory.limit_in_bytes"), "max" if v2 else "-1")

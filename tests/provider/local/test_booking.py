@@ -156,6 +156,28 @@ async def test_claims_come_before_warm_sandboxes_and_wait_for_room(
     assert provider.booked() == {"cpu": 0, "memory": 0, "gpu": 0}
 
 
+async def test_warm_sandbox_takes_no_room_that_a_claim_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where it would fit: the claim needs more, and would wait for ever behind such."""
+    monkeypatch.setattr(pools, "ROOM_WAIT_S", 60.0)
+    capacity = Capacity(1000, 8 * GIB)
+    provider = await start(tmp_path, runtime(A, 0, millicores=500), runtime(B, 0, millicores=1000), capacity=capacity)
+    try:
+        first = await provider.claim(A, SessionId("s1"))
+        waiting = asyncio.ensure_future(provider.claim(B, SessionId("s2")))
+        await asyncio.sleep(0)
+        await provider.resize(A, 1)
+        assert provider.booked()["cpu"] == 0.5
+        await provider.release(first.id)
+        assert (await waiting).session_id == "s2"
+        assert provider.booked()["cpu"] == 1.0
+        await provider.release((await provider.list())[0].id)
+        await is_ready(provider, A, 1)
+    finally:
+        await provider.aclose()
+
+
 @pytest.mark.parametrize(
     ("requests", "says"), [({"gpus": 1}, "gpu: it requests 1, and 0 of 0"), ({"memory": 9 * GIB}, "memory: .* 9 GiB")]
 )

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.core.errors import ResizeError, ResizeUnsupportedError, SandboxGoneError
 from gateway.core.model import Limits, Resources, SandboxId, SessionId
+from gateway.provider.local import cgroups
 from gateway.provider.local.cgroups import CONTROLLERS, Cgroup, CgroupTree, Hierarchy
 from tests.support.local_engine import execute, python, runtime, serving
 
@@ -106,3 +107,38 @@ def test_group_that_takes_a_part_only_is_as_before(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid"):
         tree.resize(group, SMALL, replace(SMALL, processes=100, cpus=2.0))
     assert (pids / "pids.max").read_text()[:2] == "26"
+
+
+def fake_tree(folder: Path, version: int) -> CgroupTree:
+    tree = CgroupTree("x", {})
+    tree.in_force = dict.fromkeys(CONTROLLERS, f"cgroup v{version}")
+    for name in ("memory.max", "memory.swap.max", "cpu.max", "pids.max") if version == 2 else (
+        "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "cpu.cfs_period_us", "cpu.cfs_quota_us", "pids.max",
+    ):  # fmt: skip
+        (folder / name).write_text("")
+    return tree
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limit_is_written_in_the_order_that_the_kernel_takes(
+    tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1 refuses memory above memory and swap: to grow, that is written first; to shrink, last."""
+    written: list[tuple[str, str]] = []
+    tree = fake_tree(tmp_path, version)
+    monkeypatch.setattr(cgroups, "_write", lambda path, text: written.append((path.name, text)))
+    group = Cgroup(dict.fromkeys(CONTROLLERS, tmp_path))
+    large = replace(SMALL, memory=1024 * MIB, cpus=None)
+    for before, after in ((SMALL, large), (large, SMALL), (SMALL, replace(SMALL, memory=None))):
+        tree.resize(group, before, after)
+    memory = [(name, text) for name, text in written if name.startswith("memory")]
+    cpu = [text for name, text in written if name in ("cpu.max", "cpu.cfs_quota_us")]
+    if version == 2:
+        assert [text for name, text in memory if name == "memory.max"] == [str(1024 * MIB), str(256 * MIB), "max"]
+        assert cpu == ["max 100000", "100000 100000", "100000 100000"]
+        return
+    both = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    assert [name for name, text in memory if text == str(1024 * MIB)] == [both[1], *both]
+    assert [name for name, text in memory if text == str(256 * MIB)] == [*both]
+    assert memory[-2:] == [(both[1], "-1"), (both[0], "-1")]
+    assert cpu == ["-1", "100000", "100000"]
