@@ -8,6 +8,7 @@ import ssl
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from gateway.app.parts import (
     session_settings,
     time_limits,
 )
-from gateway.app.pod_egress import PodEgress
+from gateway.app.pod_egress import PodEgress, parts_of
 from gateway.app.shutdown import Shutdown
 from gateway.app.tasks import make_tasks
 from gateway.audit.build import make_audit_log
@@ -154,7 +155,7 @@ class Gateway:
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = engine.egress
         self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)
-        self.pod_egress = self._make_pod_egress()
+        self.pod_egress = self._make_pod_egress(shared=shared)
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.usage = self._make_usage(shared=shared, me=me)
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
@@ -380,7 +381,7 @@ class Gateway:
             gate.on_line(audit_line(self.audit))
         return made
 
-    def _make_pod_egress(self) -> PodEgress | None:
+    def _make_pod_egress(self, *, shared: bool) -> PodEgress | None:
         gate, sessions = self.egress, self.session_egress
         if gate is None or sessions is None or not self.engine.egress_address:
             return None
@@ -398,6 +399,8 @@ class Gateway:
         self.sessions.bindings.on_bound(made.bound)
         self.sessions.bindings.on_removed(made.removed)
         gate.on_token(made.whose)
+        if shared:
+            gate.on_part(partial(parts_of, self.store, self.holder))
         return made
 
     def _served(self) -> Served:

@@ -17,11 +17,13 @@ from gateway.core.background import Tasks
 from gateway.core.backoff import backoff
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
-from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
+from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import Kind, Runtime, SandboxId, Session, SessionId, StartKind
+from gateway.core.quota import Part, Wish
 from gateway.egress.gate import EgressGate
 from gateway.egress.grants import by_name
 from gateway.egress.notation import Grant
+from gateway.egress.parts import PART_TTL_S
 from gateway.sandbox.egress_tokens import read_egress, sign_egress
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
@@ -129,6 +131,14 @@ class PodEgress:
         lifetime = _SLACK_S + (0.0 if runtime is None else runtime.max_session_duration)
         token = sign_egress(self._keys, sandbox, session.id, self._clock.now(), lifetime)
         await self._picod.tell_egress(found, session.id, await _resolve(self._address), token)
+
+
+async def parts_of(store: SessionStore, holder: str, name: str, wish: Wish) -> Part:
+    """This gateway's part of the limits of a sandbox that several gateways serve, for EgressGate.on_part.
+
+    Raises WakegateError.
+    """
+    return await store.quotas.part(f"egress:{name}", holder, wish, PART_TTL_S)
 
 
 async def _resolve(address: str) -> str:

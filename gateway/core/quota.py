@@ -8,7 +8,7 @@ docs/adr/0016-quotas.md says why it is counted in the store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -52,6 +52,29 @@ class Entry:
     until: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one gateway may use of a limit that several share.
+
+    `units`: that it holds now, of those there are at once. `amount`: that it took for good, or gave back (negative).
+    `holders`: gateways that hold a part now, itself among them.
+    """
+
+    units: int
+    amount: int
+    holders: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a gateway asks for: `units` in place of those that it held, of `of_units`; `amount` more, of `of_amount`."""
+
+    units: int
+    of_units: int
+    amount: int
+    of_amount: int
+
+
 class QuotaLedger(Protocol):
     """Counts what the sessions of tenants hold, over all gateways. Every call raises StoreUnavailableError."""
 
@@ -91,9 +114,42 @@ class QuotaLedger(Protocol):
         """
         ...
 
+    async def part(self, name: str, holder: str, wish: Wish, ttl: float) -> Part:
+        """Give gateway `holder` a part of the limits called `name`: as much of its wish as the others leave.
+
+        Units are its own for `ttl` seconds, or until it asks again; 0 units: it holds none any more. An amount stays
+        taken, until it is given back, or nobody has asked for a day. Atomic over all gateways.
+        """
+        ...
+
     async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that gateway `holder` is alive for `ttl` seconds. Returns the names of all that are, its own too."""
         ...
+
+
+@dataclass(slots=True)
+class Parted:
+    """Limits that gateways have parts of: units with the time until which they are held, by holder; what is taken."""
+
+    held: dict[str, tuple[int, float]] = field(default_factory=dict)
+    taken: int = 0
+
+    def give(self, holder: str, wish: Wish, now: float, ttl: float) -> Part:
+        """As QuotaLedger.part."""
+        # Beyond any holder's time: the clock was set back since.
+        self.held = {
+            name: (units, until)
+            for name, (units, until) in self.held.items()
+            if name != holder and now < until <= now + 2 * ttl
+        }
+        units = max(0, min(wish.units, wish.of_units - sum(each for each, _ in self.held.values())))
+        if wish.units:
+            self.held[holder] = (units, now + ttl)
+        amount = (
+            max(wish.amount, -self.taken) if wish.amount < 0 else max(0, min(wish.amount, wish.of_amount - self.taken))
+        )
+        self.taken += amount
+        return Part(units, amount, len(self.held))
 
 
 def excess_of(held: Amounts, wanted: Amounts, used: Amounts, limits: Amounts) -> Excess | None:

@@ -86,6 +86,7 @@ class Client:
         if self.ends_tls(target):
             target = replace(target, visible=True)
         try:
+            await self.account.room()
             if excess := self.account.excess():
                 setting = "the limit is in spec.wakegate.egressLimits of its runtime"
                 raise RefusedError(Verdict(False, reason=excess, setting=setting))

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gateway
@@ -22,6 +22,7 @@ from gateway.core.background import Tasks
 from gateway.core.backoff import backoff
 from gateway.core.errors import WakegateError
 from gateway.core.model import Secret
+from gateway.core.quota import Part, Wish
 from gateway.egress.authority import ensure_authority
 from gateway.egress.channel import Channel, Message
 from gateway.egress.log import Access, Outcome
@@ -71,6 +72,7 @@ class EgressGate:
     ) -> None:
         self._entrance = entrance
         self._whose: Callable[[str], Awaitable[tuple[str, Grant] | None]] = _nobody
+        self._part: Callable[[str, Wish], Awaitable[Part]] | None = None
         self._values: Callable[[Grant], Awaitable[Callable[[Secret], str]]] = _kept_here
         self._tasks = Tasks()
         self.records = EgressRecords()
@@ -136,6 +138,12 @@ class EgressGate:
         An empty value: it cannot be read, or not by this runtime, and its hosts are refused.
         """
         self._values = values
+
+    def on_part(self, part: Callable[[str, Wish], Awaitable[Part]]) -> None:
+        """Other gateways serve the same sandboxes: `part(name, wish)` gives the parts of a sandbox's limits that
+        connections to the entrance use. It may raise WakegateError, and is asked again then.
+        """
+        self._part = part
 
     def start(self) -> None:
         """Serve the entrance, if there is one; else the first sandbox starts the service."""
@@ -214,7 +222,8 @@ class EgressGate:
         try:
             self._channel = Channel(asyncio.get_running_loop(), ours, self._on_message, self._ended.set)
             if self._entrance is not None:
-                self._channel.send({"op": "listen"}, [self._entrance.fileno()])
+                message = {"op": "listen", "shared": self._part is not None}
+                self._channel.send(message, [self._entrance.fileno()])
             for name in self._sandboxes:
                 self._tell_open(name)
             await self._ended.wait()
@@ -242,6 +251,8 @@ class EgressGate:
         elif message["op"] == "who":
             # As many at once as the service has connections that are not known, which it bounds.
             self._tasks.spawn(self._answer(message["number"], message["token"]))
+        elif message["op"] == "part":
+            self._tasks.spawn(self._answer_part(message["number"], message["name"], Wish(**message["wish"])))
         elif message["op"] == "cache":
             for found in self._cache_listeners:
                 found(message["hits"], message["misses"], message["saved"], message["held"])
@@ -261,6 +272,16 @@ class EgressGate:
             logger.warning("egress: whose a connection is cannot be found out: %s", error)
         if self._channel is not None:
             self._channel.send(answer)
+
+    async def _answer_part(self, number: int, name: str, wish: Wish) -> None:
+        part = None
+        try:
+            if self._part is not None:
+                part = await self._part(name, wish)
+        except WakegateError as error:
+            logger.warning("egress: what other gateways use of a session's limits cannot be found out: %s", error)
+        if number and self._channel is not None:
+            self._channel.send({"op": "part", "number": number, "part": None if part is None else asdict(part)})
 
     def _cut_open(self) -> None:
         for line in self.records.open():

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+from gateway.core.quota import Part, Wish
 from gateway.egress.policy import Limits
 
 _BURST_S = 0.25  # of a rate that may go at once: below it, a fast transfer would stop and go
 # At 300 bytes 20 lines per second are 0.5 GB of audit trail in a day for one session that tries all ports it can.
 _LINES_PER_S, _LINE_BURST = 20.0, 200.0  # of the access log, for one session
 ACCEPTS_PER_S, _ACCEPT_BURST = 500.0, 1000.0  # connections that one sandbox may open
+# Connections that a gateway holds beyond those that are open, so that not each has to be asked for: an eighth at most.
+_MAX_BLOCK, _BLOCK_SHARE = 16, 8
+# Bytes that a gateway takes at once: a 32nd at most, which is what a gateway that dies hides, and an idle one holds.
+_MIN_CHUNK, _MAX_CHUNK, _CHUNK_SHARE = 1 << 16, 64 << 20, 32
+# Of a transfer whose bytes are used up while more are asked for: an answer takes some milliseconds. If it takes longer,
+# the store is away or slow, and a piece of 256 KiB in half a second is all that goes on without being counted there.
+_SHORT_PAUSE_S, _PATIENCE_S, _LONG_PAUSE_S = 0.03, 0.2, 0.5
 
 
 class Bucket:
@@ -25,6 +35,10 @@ class Bucket:
         self._at = now
         return max(0.0, -self._level / self._rate)
 
+    def resize(self, rate: float, burst: float) -> None:
+        """Another rate from now on."""
+        self._rate, self._burst, self._level = rate, burst, min(self._level, burst)
+
     def try_take(self, now: float) -> bool:
         """Take one, if there is one."""
         self._level = min(self._burst, self._level + (now - self._at) * self._rate)
@@ -35,11 +49,81 @@ class Bucket:
         return True
 
 
-class Account:
-    """Of one sandbox, from its binding to a session until the next. Bytes are those that were passed on."""
+class Share:
+    """This gateway's part of a session's limits, where several gateways serve one session: nothing but what was given
+    (core/quota.py, QuotaLedger.part) may be used. `ask()` has more asked for at once, unless that is under way; what it
+    returns is done when the answer was taken.
+    """
 
-    def __init__(self, limits: Limits, now: float) -> None:
-        self.limits = limits
+    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+        self.ask = ask
+        self.asked_at = float("-inf")
+        self.units = 0  # connections
+        self.bytes = 0
+        self.holders = 1
+        self.unknown = False  # the latest question had no answer
+        self._all_units = self._all_bytes = False  # no more of them to be had, when it was asked
+
+    def wish(self, limits: Limits, connections: int, moved: int) -> Wish:
+        """What to ask for."""
+        units = connections + max(1, min(_MAX_BLOCK, limits.connections // _BLOCK_SHARE))
+        chunk = _chunk(limits) if self.is_low(limits, moved) else 0
+        return Wish(min(limits.connections, units), limits.connections, chunk, limits.bytes)
+
+    def leftover(self, limits: Limits, moved: int) -> Wish:
+        """What to give back at the end."""
+        return Wish(0, limits.connections, -max(0, self.bytes - moved), limits.bytes)
+
+    def take(self, wish: Wish, part: Part | None) -> None:
+        """The answer to a wish; None: there was none."""
+        self.unknown = part is None
+        if part is not None:
+            self.units, self.holders = part.units, max(1, part.holders)
+            self.bytes += part.amount
+            self._all_units = part.units < wish.units
+            self._all_bytes = part.amount < wish.amount
+
+    def hope(self) -> None:
+        """Ask again for what was not to be had: others give back."""
+        self._all_units = self._all_bytes = False
+
+    def pause(self, limits: Limits, moved: int, now: float) -> float:
+        """Seconds for which a transfer waits for more bytes. Has them asked for."""
+        if self._all_bytes or not self.is_low(limits, moved):
+            return 0.0
+        self.ask()
+        if moved < self.bytes:
+            return 0.0
+        return _SHORT_PAUSE_S if now - self.asked_at < _PATIENCE_S else _LONG_PAUSE_S
+
+    def is_low(self, limits: Limits, moved: int) -> bool:
+        """Whether more bytes should be asked for, before those that were given are used up."""
+        return bool(limits.bytes) and self.bytes - moved < _chunk(limits) // 2
+
+    def is_short(self, limits: Limits, connections: int, moved: int) -> bool:
+        """Whether more has to be asked for before another connection, and may be had."""
+        if connections >= limits.connections:
+            return False
+        needs_bytes = bool(limits.bytes) and moved >= self.bytes
+        return (connections >= self.units and not self._all_units) or (needs_bytes and not self._all_bytes)
+
+    def is_spent(self, moved: int) -> bool:
+        """Whether all bytes have been moved that are to be had."""
+        return moved >= self.bytes and self._all_bytes
+
+
+def _chunk(limits: Limits) -> int:
+    return min(limits.bytes, max(_MIN_CHUNK, min(_MAX_CHUNK, limits.bytes // _CHUNK_SHARE)))
+
+
+class Account:
+    """Of one sandbox, from its binding to a session until the next. Bytes are those that were passed on.
+
+    `share`: this gateway's part of the limits; None: no other gateway serves this sandbox.
+    """
+
+    def __init__(self, limits: Limits, now: float, share: Share | None = None) -> None:
+        self.limits, self.share = limits, share
         self.connections = 0
         self.up = 0  # from the sandbox
         self.down = 0
@@ -47,9 +131,21 @@ class Account:
         self._lines = Bucket(_LINES_PER_S, _LINE_BURST, now)
         self.lines_left_out = 0
 
+    async def room(self) -> None:
+        """Have more asked for, if another connection needs more than was given. `excess` says whether it came."""
+        share = self.share
+        # One answer serves all that wait: who finds that others have used it asks again.
+        while share is not None and share.is_short(self.limits, self.connections, self._moved):
+            await share.ask()
+            if share.unknown:
+                return
+
     def excess(self) -> str:
         """Which limit a new connection would exceed, for people; empty: none."""
-        if self.connections >= self.limits.connections:
+        share = self.share
+        if share is not None and share.unknown and share.is_short(self.limits, self.connections, self._moved):
+            return "what other gateways use of this session's limits is not known, as the session store does not answer"
+        if self.connections >= (self.limits.connections if share is None else share.units):
             return f"{self.limits.connections} connections of this session are open, the most that its runtime allows"
         if self.is_spent:
             return f"this session has moved {self.limits.bytes} bytes, the most that its runtime allows"
@@ -58,13 +154,35 @@ class Account:
     @property
     def is_spent(self) -> bool:
         """Whether all bytes that the session may move have been moved."""
-        return bool(self.limits.bytes) and self.up + self.down >= self.limits.bytes
+        if not self.limits.bytes:
+            return False
+        return self._moved >= self.limits.bytes if self.share is None else self.share.is_spent(self._moved)
 
     def moved(self, up: int, down: int, now: float) -> float:
         """Count bytes. Returns the seconds after which the next may follow."""
         self.up += up
         self.down += down
-        return 0.0 if self._rate is None else self._rate.take(up + down, now)
+        delay = 0.0 if self._rate is None else self._rate.take(up + down, now)
+        return delay if self.share is None else max(delay, self.share.pause(self.limits, self._moved, now))
+
+    def wish(self) -> Wish:
+        """What to ask for, of a share."""
+        assert self.share is not None
+        return self.share.wish(self.limits, self.connections, self._moved)
+
+    def leftover(self) -> Wish:
+        """What to give back of a share, at the end."""
+        assert self.share is not None
+        return self.share.leftover(self.limits, self._moved)
+
+    def take(self, wish: Wish, part: Part | None) -> None:
+        """The answer to a wish; None: there was none."""
+        assert self.share is not None
+        self.share.take(wish, part)
+        if self._rate is not None:
+            # Bytes of a moment need not be exact: a gateway that joins counts from the next question of the others on.
+            rate = self.limits.rate / self.share.holders
+            self._rate.resize(rate, rate * _BURST_S)
 
     def may_log(self, now: float) -> bool:
         """Whether a line of the access log may be written; counts those that may not."""
@@ -72,6 +190,10 @@ class Account:
             return True
         self.lines_left_out += 1
         return False
+
+    @property
+    def _moved(self) -> int:
+        return self.up + self.down
 
 
 def accepts(now: float) -> Bucket:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
+from gateway.core.quota import Part
 from gateway.egress.authority import Authority
 from gateway.egress.channel import Channel, Message
 from gateway.egress.client import Client, GoneError, Shared
@@ -28,6 +29,7 @@ from gateway.egress.limits import Account, accepts
 from gateway.egress.log import Access
 from gateway.egress.notation import Egress, read_grant
 from gateway.egress.package_cache import PackageCache
+from gateway.egress.parts import Parts
 from gateway.egress.resolver import Resolver, SystemResolver
 from gateway.egress.socks5 import VERSION, serve_socks
 
@@ -51,9 +53,9 @@ _MAX_QUIET = 4096
 class _Slot:
     """One sandbox: its listener, whose it is now, and its connections. In a cluster it has no listener of its own."""
 
-    def __init__(self, name: str, listener: socket.socket | None, egress: Egress, now: float) -> None:
+    def __init__(self, name: str, listener: socket.socket | None, egress: Egress, account: Account, now: float) -> None:
         self.name, self.listener, self.egress = name, listener, egress
-        self.account = Account(egress.limits, now)
+        self.account = account
         self.accepts = accepts(now)
         self.tasks: dict[asyncio.Task[None], Client] = {}
         self.reported = (0, 0)
@@ -92,6 +94,7 @@ class Service:
         self._cached = (0, 0, 0, 0)
         self._slots: dict[str, _Slot] = {}
         self._entrance: Entrance | None = None
+        self._parts: Parts | None = None
         self._lines: list[Access] = []
         self._lines_lost = 0
         self._connections = self._numbered = 0
@@ -125,6 +128,10 @@ class Service:
             self._close(name)
         elif op == "listen":
             self._entrance = self._listen(socket.socket(fileno=fds[0]))
+            self._parts = Parts(self._loop, self._channel.send) if message["shared"] else None
+        elif op == "part" and self._parts is not None:
+            part = message["part"]
+            self._parts.answered(message["number"], None if part is None else Part(**part))
         elif op == "whose" and self._entrance is not None:
             if name:
                 self._enter(name, read_grant(message["grant"]))
@@ -143,7 +150,7 @@ class Service:
         """A sandbox of the cluster: what it may reach, as of now."""
         slot = self._slots.pop(name, None)
         if slot is None:
-            slot = _Slot(name, None, egress, self._loop.time())
+            slot = _Slot(name, None, egress, self._account(name, egress), self._loop.time())
         elif slot.egress != egress:
             self._bind(slot, egress, keep=slot.egress.session == egress.session)
         self._slots[name] = slot  # the last: those at the front have been quiet for longest
@@ -155,7 +162,8 @@ class Service:
     def _open(self, name: str, listener: socket.socket, egress: Egress) -> None:
         self._close(name)
         listener.setblocking(False)
-        slot = self._slots[name] = _Slot(name, listener, egress, self._loop.time())
+        now = self._loop.time()
+        slot = self._slots[name] = _Slot(name, listener, egress, Account(egress.limits, now), now)
         self._accept_on(slot, listener)
 
     def _bind(self, slot: _Slot, egress: Egress, *, keep: bool) -> None:
@@ -167,7 +175,19 @@ class Service:
             self._report_bytes(slot)
             slot.cut()
             # Anew: the bytes of the session before are not this one's. A warm sandbox has moved some, too.
-            slot.account, slot.reported = Account(egress.limits, self._loop.time()), (0, 0)
+            account = self._account(slot.name, egress) if slot.listener is None else None
+            self._leave(slot)
+            slot.account, slot.reported = account or Account(egress.limits, self._loop.time()), (0, 0)
+
+    def _account(self, name: str, egress: Egress) -> Account:
+        """Of a sandbox that comes by the entrance."""
+        if self._parts is None:
+            return Account(egress.limits, self._loop.time())
+        return self._parts.account(f"{name}:{egress.session}", egress.limits)
+
+    def _leave(self, slot: _Slot) -> None:
+        if self._parts is not None:
+            self._parts.leave(slot.account)
 
     def _close(self, name: str) -> None:
         slot = self._slots.pop(name, None)
@@ -179,6 +199,7 @@ class Service:
                 slot.listener.close()
             slot.cut()
             self._report_bytes(slot)
+            self._leave(slot)
 
     # Connections.
 
@@ -267,6 +288,8 @@ class Service:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._report_now()
+            if self._parts is not None:
+                self._parts.beat()
 
     def _report_now(self) -> None:
         if self._channel.waiting_bytes > _MAX_BEHIND_BYTES:

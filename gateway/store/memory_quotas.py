@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.core.clock import Clock
 from gateway.core.model import SessionId
-from gateway.core.quota import Amounts, Entry, Excess, Resource, excess_of, next_token
+from gateway.core.quota import Amounts, Entry, Excess, Part, Parted, Resource, Wish, excess_of, next_token
 
 
 class MemoryQuotas:
@@ -20,6 +20,7 @@ class MemoryQuotas:
         self._marks: Counter[str] = Counter()
         self._full_at: dict[str, float] = {}
         self._gateways: dict[str, float] = {}
+        self._parted: dict[str, Parted] = {}
 
     async def reserve(
         self, tenant: str, session_id: SessionId, amounts: Amounts, limits: Amounts, until: float
@@ -60,6 +61,11 @@ class MemoryQuotas:
         full_at, wait = next_token(self._full_at.get(tenant, 0.0), self._clock.now(), interval, burst)
         self._full_at[tenant] = full_at
         return wait
+
+    async def part(self, name: str, holder: str, wish: Wish, ttl: float) -> Part:
+        """Give a gateway a part of the limits of that name."""
+        await self._turn()
+        return self._parted.setdefault(name, Parted()).give(holder, wish, self._clock.now(), ttl)
 
     async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that this gateway is alive, and count those that are."""

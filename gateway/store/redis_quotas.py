@@ -5,6 +5,7 @@ Keys, below the store's root:
     quota-used:<tenant>  hash: resource -> sum over the entries; `#` -> the latest mark
     quota-tenants        set of the tenants that have entries
     quota-rates          hash: tenant -> when its bucket of creates is full
+    quota-part:<name>    hash: holder -> "<units> <until>"; `#` -> what is taken; for a day after its last change
     quota-gateways       sorted set of gateways by the time until which they are alive
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gateway.core.model import SessionId
-from gateway.core.quota import Amounts, Entry, Excess, Resource
+from gateway.core.quota import Amounts, Entry, Excess, Part, Resource, Wish
 from gateway.store.codec import pack_amounts, unpack_amounts
 
 # KEYS: quota:<tenant> quota-used:<tenant> quota-tenants
@@ -87,6 +88,40 @@ return '0'
 """
 )
 
+# KEYS: quota-part:<name>    ARGV: now or '', holder, ttl, units, of units, amount, of amount
+# Returns units, amount, holders. The same as core/quota.py, Parted.give.
+_PART = (
+    _TIME
+    + r"""
+local ttl, wanted, amount = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
+local others, holders = 0, 0
+local held = redis.call('HGETALL', KEYS[1])
+for i = 1, #held, 2 do
+  if held[i] ~= '#' and held[i] ~= ARGV[2] then
+    local units, ends = string.match(held[i + 1], '^(%d+) (%S+)$')
+    if now < tonumber(ends) and tonumber(ends) <= now + 2 * ttl then
+      others, holders = others + tonumber(units), holders + 1
+    else
+      redis.call('HDEL', KEYS[1], held[i])
+    end
+  end
+end
+local units = math.max(0, math.min(wanted, tonumber(ARGV[5]) - others))
+if wanted > 0 then
+  holders = holders + 1
+  redis.call('HSET', KEYS[1], ARGV[2], string.format('%d %.17g', units, now + ttl))
+else
+  redis.call('HDEL', KEYS[1], ARGV[2])
+end
+local taken = tonumber(redis.call('HGET', KEYS[1], '#') or '0')
+if amount < 0 then amount = math.max(amount, -taken)
+else amount = math.max(0, math.min(amount, tonumber(ARGV[7]) - taken)) end
+if amount ~= 0 then redis.call('HSET', KEYS[1], '#', string.format('%d', taken + amount)) end
+redis.call('EXPIRE', KEYS[1], 86400)
+return {units, amount, holders}
+"""
+)
+
 # KEYS: quota-gateways    ARGV: now or '', holder, ttl
 _GATEWAYS = (
     _TIME
@@ -148,6 +183,12 @@ class RedisQuotas:
         """Take one token, or say how long there is none."""
         arguments = [self._now(), tenant, repr(interval), burst]
         return float(await self._run(_TAKE, [self._root + "quota-rates"], arguments))
+
+    async def part(self, name: str, holder: str, wish: Wish, ttl: float) -> Part:
+        """Give a gateway a part of the limits of that name."""
+        arguments = [self._now(), holder, repr(ttl), wish.units, wish.of_units, wish.amount, wish.of_amount]
+        units, amount, holders = await self._run(_PART, [f"{self._root}quota-part:{name}"], arguments)
+        return Part(units, amount, holders)
 
     async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that this gateway is alive, and name those that are."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from gateway.core.clock import Clock
 from gateway.core.model import SessionId
-from gateway.core.quota import Amounts, Entry, Excess, excess_of, next_token
+from gateway.core.quota import Amounts, Entry, Excess, Part, Parted, Wish, excess_of, next_token
 from gateway.store.codec import pack_amounts, unpack_amounts
 from gateway.store.sqlite_thread import SqliteThread
 
@@ -16,12 +17,16 @@ _ADD = "INSERT INTO quota_used VALUES (?1, ?2, ?3) ON CONFLICT (tenant, resource
 _MARK = "SELECT n FROM quota_used WHERE tenant = ? AND resource = ''"  # the latest mark, kept beside the sums
 
 
+_MAX_PARTED = 10_000
+
+
 class SqliteQuotas:
     """Implements QuotaLedger on the thread of a SqliteStore."""
 
     def __init__(self, thread: SqliteThread, clock: Clock) -> None:
         self._thread = thread
         self._clock = clock
+        self._parted: OrderedDict[str, Parted] = OrderedDict()
 
     async def reserve(
         self, tenant: str, session_id: SessionId, amounts: Amounts, limits: Amounts, until: float
@@ -76,6 +81,16 @@ class SqliteQuotas:
             return wait
 
         return await self._thread.write(take)
+
+    async def part(self, name: str, holder: str, wish: Wish, ttl: float) -> Part:
+        """Give a gateway a part of the limits of that name."""
+        # In memory: a file is one gateway's, so that nobody shares, and what is counted elsewhere in memory begins anew
+        # with the process, too.
+        parted = self._parted.setdefault(name, Parted())
+        self._parted.move_to_end(name)
+        while len(self._parted) > _MAX_PARTED:
+            self._parted.popitem(last=False)
+        return parted.give(holder, wish, self._clock.now(), ttl)
 
     async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that this gateway is alive, and name those that are."""

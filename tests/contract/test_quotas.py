@@ -10,7 +10,7 @@ import pytest
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import SessionId
-from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
+from gateway.core.quota import Amounts, Excess, Part, QuotaLedger, Resource, Wish
 from gateway.testing import ManualClock
 from tests.support.records import T0
 
@@ -161,3 +161,36 @@ async def test_closed_store_refuses(store: SessionStore) -> None:
 
     with pytest.raises(StoreUnavailableError):
         await store.quotas.used("acme")
+
+
+async def test_parts_of_a_limit_never_add_up_to_more_than_it(ledger: QuotaLedger, clock: ManualClock) -> None:
+    """Each gateway gets what the others leave; units end with their time, or when they are given back."""
+
+    async def part(holder: str, units: int, amount: int = 0) -> Part:
+        return await ledger.part("one", holder, Wish(units, 10, amount, 1 << 50), 10.0)
+
+    assert await part("a", 6) == Part(6, 0, 1)
+    assert await part("b", 6) == Part(4, 0, 2)
+    assert await part("c", 1) == Part(0, 0, 3)
+    assert await part("a", 3) == Part(3, 0, 3)
+    assert await part("c", 9) == Part(3, 0, 3)
+    assert await part("b", 0) == Part(0, 0, 2)
+    clock.advance(5)
+    assert await part("a", 4) == Part(4, 0, 2)
+    clock.advance(6)
+    assert await part("a", 20) == Part(10, 0, 1), "c has not asked for 10 s"
+    assert await ledger.part("two", "b", Wish(6, 10, 0, 0), 10.0) == Part(6, 0, 1), "each name has limits of its own"
+
+
+async def test_amounts_are_taken_once(ledger: QuotaLedger) -> None:
+    """Over all gateways; what one gives back another may take, and a limit that is lowered takes nothing back."""
+
+    async def amount(holder: str, more: int, of: int = 1 << 50) -> int:
+        return (await ledger.part("one", holder, Wish(0, 1, more, of), 10.0)).amount
+
+    assert await amount("a", (1 << 50) - 5) == (1 << 50) - 5
+    assert [await amount(each, 3) for each in "bcb"] == [3, 2, 0]
+    assert await amount("b", -4) == -4
+    assert await amount("c", 9) == 4
+    assert await amount("c", 9, 1000) == 0
+    assert await amount("a", -(1 << 60)) == -(1 << 50)

@@ -1,4 +1,8 @@
-"""Names that sandboxes in a cluster may reach, through the gateway: a real gateway, its service, and real picods."""
+"""Names that sandboxes in a cluster may reach, through the gateway: a real gateway, its service, and real picods.
+
+One gateway over a real Redis serves all tests; the last ones have another beside it, and a Service that sends each
+connection of a sandbox to the next of the two.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,7 +24,8 @@ from tests.support.internet import OTHER, PUBLIC, Internet, internet
 from tests.support.kube.clusters import REAL, in_thread
 from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for, lend
 from tests.support.kube.simulator import Cluster
-from tests.support.redis_server import free_port
+from tests.support.kube.spreading import spreading
+from tests.support.redis_server import RedisServer, free_port
 from tests.support.serve import Server, child_that_runs, serve
 from tests.support.waiting import wait_until
 
@@ -39,7 +46,12 @@ ENDED: dict[str, Any] = {
     **INTERPRETER,
     "warmPoolSize": 1,
     "wakegate": {
-        "egress": ["pypi", "origin.example.com", {"host": "other.example.com", "methods": ["GET"], "paths": ["/v1/"]}],
+        "egressLimits": {"bytes": "8Mi", "connections": 8},
+        "egress": [
+            "pypi",
+            "origin.example.com:22,80,443",
+            {"host": "other.example.com", "methods": ["GET"], "paths": ["/v1/"]},
+        ],
         "secrets": [
             {
                 "name": "API_KEY",
@@ -70,16 +82,49 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
+@dataclass
+class Gateways:
+    """One or two, what starts them, and the Service before their ports."""
+
+    start: Callable[[int], Server]
+    ports: list[int]
+    running: list[Server]
+
+
 @pytest.fixture(scope="module")
-def server(cluster: Cluster, world: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway with the service. It is told by a name, which it has to look up."""
-    port, folder = free_port(), tmp_path_factory.mktemp("gateway")
-    with pytest.MonkeyPatch.context() as patch:
+def gateways(cluster: Cluster, world: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
+    """One, with the service. It is told by a name, which it has to look up."""
+    folder, ports = tmp_path_factory.mktemp("gateway"), [free_port()]
+    with ExitStack() as stack:
+        redis = RedisServer(folder / "redis").start()
+        stack.callback(redis.kill)
+        service = stack.enter_context(spreading(ports))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("TEST_EGRESS_WRAPPER", json.dumps(list(world.enter)))
-        flags = [*flags_for(cluster, folder), "--egress-port", str(port), "--egress-address", f"localhost:{port}"]
-        flags += ["--egress-ca", str(world.ca)]
-        with serve(folder / "state", *flags, program="tests.support.kube.worldly_gateway") as made:
-            yield made
+        flags = [*flags_for(cluster, folder), "--store", redis.url, "--egress-ca", str(world.ca)]
+        flags += ["--egress-address", f"localhost:{service}", "--snapshots", f"file://{folder}/snapshots"]
+
+        def start(port: int) -> Server:
+            own = ["--egress-port", str(port)]
+            program = "tests.support.kube.worldly_gateway"
+            return stack.enter_context(serve(folder / f"state-{port}", *flags, *own, program=program))
+
+        yield Gateways(start, ports, [start(ports[0])])
+
+
+@pytest.fixture(scope="module")
+def server(gateways: Gateways) -> Server:
+    """The gateway that is there from the beginning."""
+    return gateways.running[0]
+
+
+@pytest.fixture(scope="module")
+def both(gateways: Gateways) -> list[Server]:
+    """That one and another: from now on every second connection comes to the other."""
+    port = free_port()
+    gateways.running.append(gateways.start(port))
+    gateways.ports.append(port)
+    return gateways.running
 
 
 def create(server: Server, runtime: str = "my-interpreter", **fields: Any) -> str:
@@ -209,3 +254,53 @@ def test_policy_opens_the_gateways_port_to_those_who_name_hosts() -> None:
     assert policy("10.0.0.0/8", "pypi") == [*policy("10.0.0.0/8"), rule]
     assert rule not in policy("10.0.0.0/8")
     assert policy("pypi", kind=Kind.AGENT_RUNTIME) is None
+
+
+# Two gateways.
+
+# Opens so many connections one after the other, and says how many are open at once.
+HOLD = """
+import os, socket, sys
+host = os.environ["HTTP_PROXY"].removeprefix("http://").partition(":")[0]
+held = 0
+kept = []
+for _ in range(int(sys.argv[1])):
+    made = socket.create_connection((host, 3128))
+    made.sendall(b"CONNECT origin.example.com:22 HTTP/1.1\\r\\n\\r\\n")
+    kept.append(made)
+    held += b" 200 " in made.recv(4096)
+print(held)
+"""
+
+
+def seen(both: list[Server], session: str) -> list[int]:
+    """How many connections of the session each gateway has in its list."""
+    return [len(each.client.get(f"/v1/sessions/{session}/egress").json()["log"]) for each in both]
+
+
+def test_one_authority_and_one_credential_at_both_gateways(both: list[Server]) -> None:
+    """A sandbox trusts whichever gateway its connection comes to, and each puts the value in."""
+    session = create(both[0], "ended")
+    fetch = "curl -sS https://origin.example.com/headers"
+    for _ in range(2):
+        answer = json.loads(out_of(both[0], session, fetch))
+        assert dict(answer["headers"])["authorization"] == f"Bearer {'*' * len(VALUE)}"
+    wait_until(lambda: seen(both, session) == [1, 1], "each gateway has had one")
+
+
+def test_limits_of_a_session_are_not_multiplied_by_gateways(both: list[Server]) -> None:
+    """8 connections and 8 MiB of one session, though every second connection comes to the other gateway."""
+    session = create(both[1], "ended")
+    assert 7 <= int(out_of(both[1], session, f"python3 -c '{HOLD}' 20")) <= 8
+    fetch = "curl -s -o /dev/null -w '%{size_download}\\n' http://origin.example.com/bytes/3000000 || true"
+    got = [int(out_of(both[1], session, fetch)) for _ in range(4)]
+    assert got[:2] == [3_000_000, 3_000_000]
+
+    def moved() -> int:
+        # Not what came there: a connection that is cut takes with it what has not been read.
+        return sum(int(log_of(each, session)["bytesReceived"]) for each in both)
+
+    wait_until(lambda: moved() > 7 << 20, "all of it was moved")
+    # Beyond the limit a connection moves the piece of 256 KiB that it has in hand, and one while it asks for more.
+    assert moved() <= (8 << 20) + 4 * (256 << 10)
+    assert min(seen(both, session)) > 0
