@@ -21,7 +21,8 @@ from gateway.api.http import (
     session_headers,
 )
 from gateway.api.resources import read_resources, resources_document
-from gateway.api.session_list import cursor_of, list_sessions, read_cursor
+from gateway.api.session_list import Position, cursor_at, cursor_of, list_sessions, read_cursor
+from gateway.api.session_search import read_query, search_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
 from gateway.core.identity import current
@@ -33,7 +34,7 @@ from gateway.sessions.lifecycle import UNSET, Lifecycle
 from gateway.sessions.resizing import Resizing
 
 _MAX_PAGE_BYTES = 1 << 20  # a record has up to 16 KiB of metadata, so 1,000 of them could be 16 MB
-_LIST_PARAMETERS = ("state", "runtime", "after", "limit")
+_LIST_PARAMETERS = ("state", "runtime", "search", "after", "limit")
 _METADATA = "metadata."  # ?metadata.KEY=VALUE
 
 
@@ -133,14 +134,15 @@ class NativeAPI:
                 and metadata.items() <= session.public_metadata.items()
             )
 
-        sessions = await list_sessions(
-            self._store,
-            wanted,
-            ended=state in ("all", SessionState.TERMINATED),
-            after=after,
-            limit=int(limit),
-        )
-        return JSON(_page(sessions, int(limit)))
+        ended = state in ("all", SessionState.TERMINATED)
+        text = read_query(query.get("search", ""))
+        if text.words:
+            found, beyond = await search_sessions(self._store, text, wanted, ended=ended, after=after, limit=int(limit))
+        else:
+            found = await list_sessions(self._store, wanted, ended=ended, after=after, limit=int(limit))
+            # A full page may be the last one: the client then gets an empty page, and stops.
+            beyond = (found[-1].created_at, found[-1].id) if len(found) == int(limit) else None
+        return JSON(_page(found, beyond))
 
     def _default_runtime(self) -> RuntimeKey:
         """The runtime for a request that names none: the built-in one, or the only one. Raises BadRequestError."""
@@ -247,8 +249,9 @@ class NativeAPI:
         return Response(b"".join(lines), headers={"content-type": "application/x-ndjson"})
 
 
-def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
-    """One page of a list. It ends early at _MAX_PAGE_BYTES; `next` is the `after` of the following page."""
+def _page(sessions: Sequence[Session], beyond: Position | None) -> dict[str, Any]:
+    """One page of a list, which goes on beyond a position, if there is one. It ends early at _MAX_PAGE_BYTES; `next` is
+    the `after` of the following page."""
     documents: list[dict[str, Any]] = []
     size = 0
     for session in sessions:
@@ -256,11 +259,9 @@ def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
         size += len(orjson.dumps(document))
         # At least one, or a client could never get past a large record.
         if documents and size > _MAX_PAGE_BYTES:
-            break
+            return {"sessions": documents, "next": cursor_of(sessions[len(documents) - 1])}
         documents.append(document)
-    # A full page may be the last one: the client then gets an empty page, and stops.
-    more = len(documents) < len(sessions) or len(sessions) == limit
-    return {"sessions": documents, "next": cursor_of(sessions[len(documents) - 1]) if documents and more else None}
+    return {"sessions": documents, "next": None if beyond is None else cursor_at(beyond)}
 
 
 def session_document(session: Session) -> dict[str, Any]:

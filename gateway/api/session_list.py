@@ -55,7 +55,12 @@ async def list_sessions(
 
 def cursor_of(session: Session) -> str:
     """The `after` that continues behind a session, also once that does not exist any more."""
-    return f"{session.id}{_SEPARATOR}{session.created_at!r}"
+    return cursor_at((session.created_at, session.id))
+
+
+def cursor_at(position: Position) -> str:
+    """The `after` that continues behind a position."""
+    return f"{position[1]}{_SEPARATOR}{position[0]!r}"
 
 
 async def read_cursor(store: SessionStore, text: str) -> Position:

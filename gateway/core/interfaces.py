@@ -139,6 +139,23 @@ class SessionStore(Protocol):
         """
         ...
 
+    async def search(
+        self,
+        parts: Sequence[str],
+        *,
+        tenant: str | None,
+        ended: bool,
+        after: tuple[float, SessionId] | None,
+        limit: int,
+    ) -> Sequence[tuple[tuple[float, SessionId], Session | None]]:
+        """The next `limit` places of the list `by_age`, newest first; fewer at its end.
+
+        A record comes with its place where all the parts are in its texts, A to Z in either case. It may also come
+        where they are not, for example in the name of a field, so the caller looks again. Others are not even decoded,
+        which is most of what reading them costs: 3 us a record instead of 33.
+        """
+        ...
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first. Indexed, never a scan."""
         ...

@@ -180,6 +180,18 @@ class CachedStore:
         """Records by time of creation, then id, at most `limit`."""
         return self.inner.by_age(tenant=tenant, ended=ended, newest_first=newest_first, after=after, limit=limit)
 
+    async def search(
+        self,
+        parts: Sequence[str],
+        *,
+        tenant: str | None,
+        ended: bool,
+        after: tuple[float, SessionId] | None,
+        limit: int,
+    ) -> Sequence[tuple[tuple[float, SessionId], Session | None]]:
+        """Places of the list by age, with the records that have all the parts."""
+        return await self.inner.search(parts, tenant=tenant, ended=ended, after=after, limit=limit)
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""
         return self.inner.idle(now)

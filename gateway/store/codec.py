@@ -58,6 +58,11 @@ def decode(record: bytes | str, *, version: int, last_active_at: float) -> Sessi
         raise ValueError(f"not a session record: {type(error).__name__}: {error}") from error
 
 
+def as_stored(part: str) -> bytes:
+    """A text as it is within the text of a record, with A to Z as small letters: what a search looks for."""
+    return orjson.dumps(part)[1:-1].lower()
+
+
 def stale_document(document: Document) -> StaleWriteError:
     """The refusal of a document that was written by somebody else since it was read."""
     return StaleWriteError(

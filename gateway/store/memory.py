@@ -153,6 +153,22 @@ class MemoryStore:
                 limit -= 1
                 yield session
 
+    async def search(
+        self,
+        parts: Sequence[str],
+        *,
+        tenant: str | None,
+        ended: bool,
+        after: tuple[float, SessionId] | None,
+        limit: int,
+    ) -> Sequence[tuple[tuple[float, SessionId], Session | None]]:
+        """Places of the list by age, with the records that have all the parts."""
+        wanted = list(map(codec.as_stored, parts))
+        return [
+            ((each.created_at, each.id), each if all(part in codec.encode(each).lower() for part in wanted) else None)
+            async for each in self.by_age(tenant=tenant, ended=ended, after=after, limit=limit)
+        ]
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""
         return self._until(now, lambda s: s.idle_at if s.state is SessionState.ACTIVE else None)

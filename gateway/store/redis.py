@@ -213,6 +213,28 @@ class RedisStore:
                 return
             last = page[-1]
 
+    async def search(
+        self,
+        parts: Sequence[str],
+        *,
+        tenant: str | None,
+        ended: bool,
+        after: tuple[float, SessionId] | None,
+        limit: int,
+    ) -> Sequence[tuple[tuple[float, SessionId], Session | None]]:
+        """Places of the list by age, with the records that have all the parts."""
+        if after is None:
+            await self._place_all()
+        start, wanted = redis_pages.prefix(tenant=tenant, ended=ended), list(map(codec.as_stored, parts))
+        command, bounds = redis_pages.bounds(start, after, newest_first=True)
+        members = await self._members(command, "listing", *bounds, start=0, num=limit)
+        places = [redis_pages.place_in(member, start) for member in members]
+        rows = await self._redis.pipe("hmget", [(self._record(place[1]), _FIELDS) for place in places])
+        return [
+            (place, self._session(row) if row[2] and all(part in row[2].lower() for part in wanted) else None)
+            for place, row in zip(places, rows, strict=True)
+        ]
+
     async def _place_all(self) -> None:
         """Add records to the lists by age that an older Wakegate wrote, if there are any: two counts tell."""
         key, everything = self._root + "listing", redis_pages.prefix(tenant=None, ended=True)

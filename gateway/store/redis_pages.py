@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from gateway.core.model import DEFAULT_TENANT, Session
+from gateway.core.model import DEFAULT_TENANT, Session, SessionId
 
 TIME_DIGITS = 16
 _SIGN = 1 << 63
@@ -47,6 +47,13 @@ def sortable(time: float) -> str:
     return f"{bits ^ (_ALL if bits & _SIGN else _SIGN):016x}"
 
 
+def number(digits: bytes) -> float:
+    """The inverse."""
+    bits = int(digits, 16)
+    (time,) = struct.unpack(">d", struct.pack(">Q", bits ^ (_SIGN if bits & _SIGN else _ALL)))
+    return float(time)
+
+
 def prefix(*, tenant: str | None, ended: bool) -> bytes:
     """How the members of one list begin."""
     return f"{'p' if ended else 'l'}\0{tenant or ''}\0".encode()
@@ -67,6 +74,11 @@ def bounds(
 def id_in(member: bytes, start: bytes) -> bytes:
     """The id at the end of a member."""
     return member[len(start) + TIME_DIGITS + 1 :]
+
+
+def place_in(member: bytes, start: bytes) -> tuple[float, SessionId]:
+    """The time and the id at the end of a member."""
+    return number(member[len(start) : len(start) + TIME_DIGITS]), SessionId(id_in(member, start).decode())
 
 
 def placements(sessions: Sequence[Session]) -> list[str]:

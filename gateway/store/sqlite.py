@@ -192,6 +192,22 @@ class SqliteStore:
                 return
             limit -= len(rows)
 
+    async def search(
+        self,
+        parts: Sequence[str],
+        *,
+        tenant: str | None,
+        ended: bool,
+        after: tuple[float, SessionId] | None,
+        limit: int,
+    ) -> Sequence[tuple[tuple[float, SessionId], Session | None]]:
+        """Places of the list by age, with the records that have all the parts."""
+        wanted = [codec.as_stored(part).decode() for part in parts]
+        statement, arguments = sqlite_pages.statement(tenant=tenant, ended=ended, newest_first=True, parts=len(wanted))
+        last = after or sqlite_pages.start_of(newest_first=True)
+        rows = await self._thread.read(partial(_fetch_all, statement, (*wanted, *arguments, *last, limit)))
+        return [((row[3], row[4]), None if row[2] is None else _session(row)) for row in rows]
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""
         return self._until(IDLE, now)

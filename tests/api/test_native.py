@@ -14,6 +14,7 @@ from unittest.mock import AsyncMock
 import httpx
 import pytest
 
+from gateway.api import session_search
 from gateway.api.native import _page
 from gateway.api.session_list import cursor_of
 from gateway.core.errors import SandboxStartError
@@ -292,8 +293,65 @@ async def test_native_list_filters_by_metadata_and_is_bounded_in_bytes(open_gate
         too_much = await client.post("/v1/sessions", json={"metadata": {f"k{index}": "é" * 2000 for index in range(5)}})
         assert (too_much.status_code, too_much.json()["error"][:9]) == (400, "metadata:")
     sessions = [replace(await gateway.gateway.lifecycle.get(each), metadata={"k": "x" * 600_000}) for each in made]
-    page = _page(sessions, 10)
+    page = _page(sessions, None)
     assert ([each["id"] for each in page["sessions"]], page["next"]) == (made[:1], cursor_of(sessions[0]))
+
+
+async def test_search_finds_what_the_list_shows_and_nothing_else(open_gateway: OpenScripted) -> None:
+    """Words of ids, states, runtimes and metadata, together with other filters; not names of fields, nor what is
+    private; pages lead on, each session once."""
+    gateway, _ = await open_gateway()
+    async with client_of(gateway) as client:
+        made = []
+        for number in range(5):
+            metadata = {"user": f"Ann-{number}", "note": "a=b/c"}
+            made.append((await client.post("/v1/sessions", json={"metadata": metadata})).json()["id"])
+        await gateway.gateway.lifecycle.terminate(made[4], "x")
+
+        async def found(search: str, **more: str) -> list[str]:
+            ids: list[str] = []
+            after: dict[str, str] = {}
+            while True:
+                page = (await client.get("/v1/sessions", params={"search": search, **more, **after})).json()
+                ids += [each["id"] for each in page["sessions"]]
+                if page["next"] is None:
+                    return ids
+                after = {"after": page["next"]}
+
+        live = made[3::-1]
+        assert await found(made[2][4:20].upper()) == [made[2]]
+        assert await found("user=ann-1") == [made[1]]
+        assert await found("ANN- default/my-int active note=A=B/c", limit="3") == live
+        assert await found("ann-1 ann-2") == []
+        for shown_nowhere in ("created_at", "idle_timeout", "user:ann", "lost"):
+            assert await found(shown_nowhere) == [], shown_nowhere
+        assert await found("ann-4") == []
+        assert await found("ann-4", state="all") == [made[4]]
+        assert await found("ann-4 terminated", state="terminated") == [made[4]]
+        assert await found("ann", runtime="other/my-interpreter") == []
+        assert await found("  ") == live
+
+
+async def test_search_of_many_sessions_is_bounded_and_leads_on(
+    open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What costs too much goes on with the next request: short pages, in the end every session that is found, once."""
+    gateway, _ = await open_gateway()
+    made = [await gateway.session() for _ in range(6)]
+    monkeypatch.setattr(session_search, "_PAGE", 2)
+    monkeypatch.setattr(session_search, "MAX_COST", 20)
+    async with client_of(gateway) as client:
+        pages: list[list[str]] = []
+        after: dict[str, str] = {}
+        while not pages or after:
+            reply = (await client.get("/v1/sessions", params={"search": "my-interpreter active", **after})).json()
+            pages.append([each["id"] for each in reply["sessions"]])
+            after = {"after": reply["next"]} if reply["next"] else {}
+        assert pages == [[made[5], made[4]], [made[3], made[2]], [made[1], made[0]], []]
+        assert (await client.get("/v1/sessions", params={"search": "created_at"})).json()["next"] is not None
+        for wrong in ("x" * 201, "a b c d e f g h i"):
+            reply = await client.get("/v1/sessions", params={"search": wrong})
+            assert (reply.status_code, reply.json()["error"][:7]) == (400, "search:")
 
 
 async def test_list_goes_on_behind_a_session_whose_record_is_gone(open_gateway: OpenScripted) -> None:

@@ -432,6 +432,27 @@ async def test_long_list_by_age_is_whole(store: SessionStore) -> None:
     assert await ids(store.by_age(limit=120)) == [f"s{number:03}" for number in range(229, 109, -1)]
 
 
+async def test_search_gives_every_place_and_the_records_that_have_all_parts(store: SessionStore) -> None:
+    """Newest first, of one tenant or of all, on from a place; A to Z in either case, other characters as they are."""
+    await some_of_each_age(store)
+    await store.put(session("f", created_at=-1e-9, metadata={"Owner": 'Ünal "X"\n', "b": "plan-9"}))
+
+    async def found(*parts: str, **wanted: Any) -> str:
+        asked: dict[str, Any] = {"tenant": None, "ended": True, "after": None, "limit": 10} | wanted
+        page = await store.search(parts, **asked)
+        assert all(each is None or place == (each.created_at, each.id) for place, each in page)
+        return "".join(place[1].upper() if each is not None else place[1] for place, each in page)
+
+    assert await found("PLAN-", "owner") == "decaFb"
+    assert await found('Ünal "x"\n', ended=False) == "dcaFb"
+    assert await found("ünal") == "decafb"
+    assert await found("plan-9", "nobody") == "decafb"
+    assert await found("plan-9", tenant="other") == "eb"
+    assert await found("plan-9", after=(1.5, SessionId("c")), limit=2) == "aF"
+    assert await found("plan-9", after=(-1e-9, SessionId("f")), limit=2) == "b"
+    assert await found("plan-9", tenant="nobody") == ""
+
+
 # Leases
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import websockets
 
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS
+from gateway.api.session_search import read_query, search_sessions
 from gateway.core.identity import KEY_ROLES, ROLES, Identity, Permission, Role, acting_as
 from gateway.core.model import SessionId
 from tests.support.scripted import OpenScripted, Served
@@ -117,6 +119,26 @@ async def test_no_path_shows_uses_or_changes_another_tenants_session(open_gatewa
         assert after["code"] == "BAD_REQUEST"
     assert sandbox.requests == []
     assert await gateway.gateway.store.get(session) == before
+
+
+async def test_no_search_finds_a_session_of_another_tenant_or_person(open_gateway: OpenScripted) -> None:
+    """Whatever is searched for; their own tenant's person and the operator find it."""
+    gateway, _ = await open_gateway(auth=True)
+    ann = Identity(Role.MEMBER, "acme", user="ann")
+    with acting_as(ann):
+        session = await gateway.session()
+
+    async def found(caller: Identity, text: str) -> list[str]:
+        with acting_as(caller):
+            page, _ = await search_sessions(
+                gateway.gateway.store, read_query(text), lambda each: True, ended=True, after=None, limit=10
+            )
+        return [each.id for each in page]
+
+    for text in (session, "active", "my-interpreter"):
+        assert await found(replace(ann, user="bob"), text) == []
+        assert await found(replace(ann, tenant="other"), text) == []
+        assert await found(ann, text) == await found(Identity(Role.OPERATOR), text) == [session]
 
 
 async def test_no_websocket_reaches_another_tenants_session(open_gateway: OpenScripted) -> None:

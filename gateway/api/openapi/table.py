@@ -30,7 +30,9 @@ NATIVE: Mapping[str, Operation] = {
         Parameter("state", "Only those in this state, or all; without it those that have not ended."),
         Parameter("metadata.KEY", "Only those whose metadata has this value under KEY."),
         Parameter("runtime", "Only those of this runtime.", RUNTIME_NAME),
-        Parameter("after", "The last id of the previous page."),
+        Parameter("search", "Only those with all of these words in id, state, runtime (namespace/name) or metadata "
+                  "(key=value), A to Z in either case. A page may then be short, even empty, before the last one."),
+        Parameter("after", "`next` of the previous page, or its last id."),
         Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     ), sandbox=False),
     "get_session":

@@ -65,6 +65,7 @@ def ls(
     state: Annotated[str, typer.Option(help="active, hibernated, lost, terminated, ..., all.")] = "",
     runtime: Runtime = "",
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    search: Annotated[str, typer.Option(metavar="WORDS", help="All in id, state, runtime or metadata.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1000,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show them anew every two seconds.")] = False,
     output: Output = Format.TABLE,
@@ -74,9 +75,10 @@ def ls(
     \b
     wakegate ls
     wakegate ls --state hibernated --runtime my-interpreter -o name
+    wakegate ls --search 'nightly user=ann'
     wakegate ls --watch
     """
-    filters = {"state": state, "runtime": runtime} | {
+    filters = {"state": state, "runtime": runtime, "search": search} | {
         f"metadata.{name}": value for name, value in map(_pair, metadata or ())
     }
 

@@ -4,13 +4,14 @@ import { get, post } from "./api.js";
 import { age, h, replace, say, table } from "./dom.js";
 
 const PAGE = 100;
+const MOST_ASKED = 50; // requests of one search for a page: each looks through 20,000 sessions at most
 const STATES = ["", "active", "hibernated", "lost", "creating", "terminated", "all"];
 
 export async function sessions(place, { caller, signal, onEvent }) {
   const rows = h("tbody"), cursors = [""];
   const state = h("select", { id: "state" }, STATES.map((each) => h("option", { value: each }, each || "not ended")));
   const runtime = h("input", { id: "runtime", placeholder: "namespace/name", size: 22 });
-  const search = h("input", { id: "search", type: "search", placeholder: "id or metadata", size: 24 });
+  const search = h("input", { id: "search", type: "search", placeholder: "words of id, metadata, …", maxlength: 200, size: 24 });
   const back = h("button", { disabled: true }, "Newer"), forth = h("button", { disabled: true }, "Older");
   const may = ["admin", "member"].includes(caller.role);
   const create = h("button", { class: "main", id: "create" }, "New session");
@@ -19,7 +20,7 @@ export async function sessions(place, { caller, signal, onEvent }) {
 
   replace(place, h("h1", {}, "Sessions"),
     h("div", { class: "bar" }, h("label", { for: "state" }, "State"), state, h("label", { for: "runtime" }, "Runtime"), runtime,
-      h("label", { for: "search" }, "Search this page"), search, may ? create : ""),
+      h("label", { for: "search" }, "Search"), search, may ? create : ""),
     table(["Session", "State", "Runtime", "Age", "Last use", "Start", "Tenant", "Metadata"], [], "Sessions"),
     h("div", { class: "bar" }, back, forth, where));
   place.querySelector("tbody").replaceWith(rows);
@@ -31,29 +32,36 @@ export async function sessions(place, { caller, signal, onEvent }) {
     h("td", {}, each.tenant || ""), h("td", {}, Object.entries(each.metadata).map(([key, value]) => `${key}=${value}`).join(" ").slice(0, 120)));
 
   function draw() {
-    const text = search.value.trim().toLowerCase();
-    const left = shown.filter((each) => !text || (each.id + JSON.stringify(each.metadata)).toLowerCase().includes(text));
-    replace(rows, left.map(row));
-    where.textContent = left.length ? `page ${cursors.length}, ${left.length} sessions` : "no sessions";
+    replace(rows, shown.map(row));
+    where.textContent = shown.length ? `page ${cursors.length}, ${shown.length} sessions` : next ? "none found yet" : "no sessions";
     back.disabled = cursors.length < 2;
     forth.disabled = !next;
   }
 
   async function load() {
     const mine = (wanted += 1);
-    const query = new URLSearchParams({ limit: PAGE });
+    const query = new URLSearchParams();
     if (state.value) query.set("state", state.value);
     if (runtime.value.trim()) query.set("runtime", runtime.value.trim());
-    if (cursors.at(-1)) query.set("after", cursors.at(-1));
-    const page = await get("/v1/sessions?" + query, { signal });
-    if (mine !== wanted) return; // a later one was asked for meanwhile
-    [shown, next] = [page.sessions, page.next];
+    if (search.value.trim()) query.set("search", search.value.trim());
+    let found = [], after = cursors.at(-1), asked = 0;
+    do { // a page of a search may be short before the last one
+      if (after) query.set("after", after);
+      query.set("limit", PAGE - found.length);
+      const page = await get("/v1/sessions?" + query, { signal });
+      if (mine !== wanted) return; // a later one was asked for meanwhile
+      found = found.concat(page.sessions);
+      after = page.next;
+      asked += 1;
+    } while (after && found.length < PAGE && query.has("search") && asked < MOST_ASKED);
+    [shown, next] = [found, after];
     draw();
   }
   const again = () => { cursors.splice(1); load().catch((error) => say(error.message)); };
   state.addEventListener("change", again);
   runtime.addEventListener("change", again);
-  search.addEventListener("input", draw);
+  let typed = 0;
+  search.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(again, 200); });
   back.addEventListener("click", () => { cursors.pop(); load(); });
   forth.addEventListener("click", () => { cursors.push(next); load(); });
   create.addEventListener("click", async () => {
@@ -68,6 +76,6 @@ export async function sessions(place, { caller, signal, onEvent }) {
     clearTimeout(timer);
     timer = setTimeout(() => load().catch(() => {}), 1000);
   });
-  signal.addEventListener("abort", () => { stop(); clearTimeout(timer); });
+  signal.addEventListener("abort", () => { stop(); clearTimeout(timer); clearTimeout(typed); });
   await load();
 }
