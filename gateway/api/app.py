@@ -27,6 +27,7 @@ from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.agentscope.manager import ManagerAPI
 from gateway.api.agentscope.proxy import WorkspaceProxy
+from gateway.api.audit_lines import AuditLinesAPI
 from gateway.api.audited import audited
 from gateway.api.console import ConsoleAPI
 from gateway.api.control_app import ControlApp
@@ -208,6 +209,7 @@ class Surfaces:
             **self.tenants.handlers(),
             **UsageAPI(store, clock, parts.prices, retention).handlers(),
             **EgressAPI(lifecycle, catalog, parts.tenants, parts.egress or EgressRecords()).handlers(),
+            **AuditLinesAPI(lifecycle, audit).handlers(),
             **EventsAPI(lifecycle, parts.feed, clock, parts.is_leaving).handlers(),
             **ConsoleAPI(self.keys, clock).handlers(),
             **health.handlers(),

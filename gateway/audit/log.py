@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gateway.audit.event import AuditEvent, event_fields, timestamp
@@ -40,6 +41,11 @@ class Sink(Protocol):
     """Where lines go: AuditFile or AuditStream. All of it blocks, and raises OSError."""
 
     unsigned: int
+
+    @property
+    def path(self) -> Path | None:
+        """The current file; None: what is written cannot be read back."""
+        ...
 
     def open(self) -> int:
         """Find where the chain stands, and begin one if there is none."""
@@ -109,6 +115,11 @@ class AuditLog:
         """Raise AuditUnavailableError where an event could not be written and has to be."""
         if self.problem and self._refuse:
             raise AuditUnavailableError("requests are refused while the audit trail cannot be written; try again later")
+
+    @property
+    def path(self) -> Path | None:
+        """The current file; None: the trail cannot be read back."""
+        return self._sink.path
 
     @property
     def queued(self) -> int:

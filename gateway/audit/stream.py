@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,6 +18,8 @@ from gateway.core.clock import Clock
 
 class AuditStream:
     """As AuditFile, over a descriptor that is only written to."""
+
+    path: Path | None = None  # a stream cannot be read back
 
     def __init__(self, descriptor: int, key: Ed25519PrivateKey, clock: Clock) -> None:
         self.unsigned = 0

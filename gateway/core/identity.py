@@ -45,6 +45,7 @@ class Permission(StrEnum):
     MANAGE_AGENTS = "manage agents"  # create, change, stop and delete them; whoever may can run code in their sandboxes
     READ_POOLS = "read pools"  # warm pools, their history and why they have their size
     READ_METRICS = "read metrics"
+    READ_AUDIT = "read the audit trail"  # of sessions that it sees
     READ_USAGE = "read usage"
     MANAGE_KEYS = "manage keys"
     MANAGE_TENANTS = "manage tenants"
@@ -55,9 +56,10 @@ _READER = frozenset((
 ))  # fmt: skip
 ROLES: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
-    Role.OPERATOR: _READER | {Permission.MANAGE_SESSIONS, Permission.READ_POOLS, Permission.READ_METRICS},
+    Role.OPERATOR: _READER | {Permission.MANAGE_SESSIONS, Permission.READ_POOLS, Permission.READ_METRICS,
+                             Permission.READ_AUDIT},
     Role.MEMBER: _READER | {Permission.CREATE_SESSIONS, Permission.MANAGE_SESSIONS, Permission.SHARE_SESSIONS,
-                           Permission.USE_SESSIONS, Permission.MANAGE_AGENTS},
+                           Permission.USE_SESSIONS, Permission.MANAGE_AGENTS, Permission.READ_AUDIT},
     Role.VIEWER: _READER,
     Role.METRICS: frozenset((Permission.READ_METRICS,)),
     Role.SESSION: frozenset((Permission.USE_SESSIONS, Permission.READ_SESSIONS)),

@@ -18,18 +18,12 @@ from gateway.core.model import Kind, RuntimeKey
 from gateway.identity import console_sessions
 from gateway.observability import feed as feeds
 from gateway.observability.feed import EventFeed
-from tests.support.scripted import OpenScripted, Served
+from tests.support.scripted import OpenScripted, Served, key_of
 from tests.support.waiting import LIMIT_S
 
 ON_UVLOOP = True
 STREAM = {"accept": "text/event-stream"}
 POOL = RuntimeKey("default", "my-interpreter", Kind.CODE_INTERPRETER)
-
-
-async def key_of(gateway: Served, tenant: str, role: Role = Role.MEMBER) -> str:
-    authenticator = gateway.gateway.surfaces.keys.authenticator
-    assert authenticator is not None
-    return (await authenticator.directory.create(role=role, tenant=tenant))[0]
 
 
 def client_of(gateway: Served, key: str = "") -> httpx.AsyncClient:

@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 class Breakable:
     """A sink that can be full. State: what was appended, and whether it fails."""
 
+    path: Path | None = None
+
     def __init__(self) -> None:
         self.unsigned = 0
         self.lines: list[Entry] = []

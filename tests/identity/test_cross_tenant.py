@@ -18,7 +18,7 @@ from gateway.api.permissions import PERMISSIONS
 from gateway.api.session_search import read_query, search_sessions
 from gateway.core.identity import KEY_ROLES, ROLES, Identity, Permission, Role, acting_as
 from gateway.core.model import SessionId
-from tests.support.scripted import OpenScripted, Served
+from tests.support.scripted import OpenScripted, key_of
 from tests.support.waiting import LIMIT_S
 
 ON_UVLOOP = True
@@ -65,12 +65,6 @@ BODIES: dict[str, Any] = {
     "/v1/tool_calls": {"tool_calls": [CALL]},
     "/mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
 }
-
-
-async def key_of(gateway: Served, tenant: str, role: Role = Role.MEMBER) -> str:
-    authenticator = gateway.gateway.surfaces.keys.authenticator
-    assert authenticator is not None
-    return (await authenticator.directory.create(role=role, tenant=tenant))[0]
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str]]:

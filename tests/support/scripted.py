@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from gateway.app.gateway import Gateway
+from gateway.core.identity import Role
 from gateway.core.model import Endpoint, RuntimeKey, SessionId
 from gateway.serving.server import serving
 from gateway.testing import EngineLike, ScriptedProvider, scripted_gateway
@@ -297,6 +298,13 @@ async def scripted(
 
 def get(session: str, path: str = "/", extra: str = "", method: str = "GET") -> str:
     return f"{method} {path} HTTP/1.1\nhost: h\nx-session-id: {session}\n{extra}"
+
+
+async def key_of(gateway: Served, tenant: str, role: Role = Role.MEMBER) -> str:
+    """A new API key of a tenant; the gateway is one with `auth`."""
+    authenticator = gateway.gateway.surfaces.keys.authenticator
+    assert authenticator is not None
+    return (await authenticator.directory.create(role=role, tenant=tenant))[0]
 
 
 class OpenScripted(Protocol):

@@ -206,6 +206,24 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Events": obj("events lost next", events=array_of(ref("Event")), lost=COUNT, next=TEXT),
     "SessionLogs": obj("events", events=array_of(ref("Event"))),
+    "SessionAudit": obj(
+        "events complete",
+        events=array_of(
+            obj(
+                "at line action actor status code runtime requestId detail",
+                at=MOMENT,
+                line={**COUNT, "description": "Its `seq` in the trail."},
+                action=TEXT,
+                actor=obj("", subject=TEXT, tenant=TEXT, role=TEXT, keyId=TEXT, address=TEXT),
+                status={**COUNT, "description": "Of the answer; 0 where there was none."},
+                code=TEXT,
+                runtime=TEXT,
+                requestId=TEXT,
+                detail={"type": "object"},
+            )
+        ),
+        complete={"type": "boolean", "description": "False: there are older lines, or they were not read."},
+    ),
     "ConsoleSession": obj("token expiresAt", token=TEXT, expiresAt=MOMENT),
     "SessionEgress": obj(
         "allowed connections bytesSent bytesReceived leftOut log",

@@ -62,6 +62,10 @@ NATIVE: Mapping[str, Operation] = {
     "get_session_logs":
         Operation("GET", "/v1/sessions/{session_id}/logs", "sessions", "Its starts, sleeps, wakes and losses, as far "
                   "as this gateway has seen them.", ok("SessionLogs")),
+    "get_session_audit":
+        Operation("GET", "/v1/sessions/{session_id}/audit", "sessions", "What the audit trail of its gateway has about "
+                  "it, the newest first.", ok("SessionAudit"), (
+        Parameter("limit", "How many lines; 100 if absent.", {"type": "integer", "minimum": 1, "maximum": 500}),)),
     "list_runtimes":
         Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", ok("Runtimes"),
                   sandbox=False),

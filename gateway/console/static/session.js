@@ -1,7 +1,7 @@
 // One session: its state and history, a terminal, files, a code cell, ports; sleep, wake, end.
 
 import { get, path, post, request } from "./api.js";
-import { age, h, replace, say, table } from "./dom.js";
+import { age, h, replace, say, shown, table } from "./dom.js";
 import { code } from "./code.js";
 import { files } from "./files.js";
 import { ports } from "./ports.js";
@@ -9,7 +9,7 @@ import { processes } from "./processes.js";
 import { terminal } from "./terminal.js";
 
 const TABS = [["terminal", "Terminal", terminal], ["files", "Files", files], ["code", "Code", code],
-  ["processes", "Processes", processes], ["ports", "Ports", ports], ["history", "History", history], ["egress", "Egress", egress]];
+  ["processes", "Processes", processes], ["ports", "Ports", ports], ["history", "History", history], ["egress", "Egress", egress], ["audit", "Audit", audit]];
 const CONTENTS = ["terminal", "files", "code", "processes", "ports"];
 
 export async function session(place, frame) {
@@ -27,8 +27,8 @@ export async function session(place, frame) {
   const end = act("End", "danger", async () => {
     if (confirm("End this session? Its files are gone then.")) await request("DELETE", path`/v1/sessions/${id}`);
   });
-  const shown = TABS.filter(([name]) => uses || !CONTENTS.includes(name));
-  const tabs = shown.map(([name, title, open]) => h("button", { role: "tab", id: "tab-" + name, "aria-selected": "false",
+  const offered = TABS.filter(([name]) => (uses || !CONTENTS.includes(name)) && (manages || name !== "audit"));
+  const tabs = offered.map(([name, title, open]) => h("button", { role: "tab", id: "tab-" + name, "aria-selected": "false",
     onclick: () => select(name, open) }, title));
   replace(place, h("h1", {}, "Session ", h("code", {}, id)), facts, h("div", { class: "bar" }, manages ? [sleep, wake, end] : ""),
     h("div", { class: "tabs", role: "tablist", "aria-label": "Parts of the session" }, tabs), panel);
@@ -60,7 +60,7 @@ export async function session(place, frame) {
   draw();
   const stop = onEvent((event) => { if (event.data?.session === id) refresh().catch(() => {}); });
   signal.addEventListener("abort", () => { stop(); opened?.abort(); });
-  const first = shown.find(([name]) => name === (document.state === "active" ? shown[0][0] : "history")) || shown[0];
+  const first = offered.find(([name]) => name === (document.state === "active" ? offered[0][0] : "history")) || offered[0];
   select(first[0], first[2]);
 }
 
@@ -81,4 +81,22 @@ async function egress(place, { id, signal }) {
     h("td", { class: "mono" }, `${each.host}:${each.port}`), h("td", {}, each.bytesSent + each.bytesReceived), h("td", { class: "wrap" }, each.reason || each.rule)));
   replace(place, h("p", {}, `${found.bytesSent} bytes sent, ${found.bytesReceived} received; ${found.connections.refused} connections refused.`),
     rows.length ? table(["When", "Outcome", "Where", "Bytes", "Why"], rows, "Egress") : h("p", { class: "dim" }, "It has reached nothing."));
+}
+
+// Who did what, as the audit trail has it. Not renewed with each event: every look reads files.
+async function audit(place, { id, signal }) {
+  const said = h("p", { class: "dim" }), list = h("div");
+  replace(place, h("div", { class: "bar" }, h("button", { onclick: () => look() }, "Look again"), said), list);
+  async function look() {
+    let found;
+    try { found = await get(path`/v1/sessions/${id}/audit?limit=200`, { signal }); }
+    catch (error) { said.textContent = shown(error.message); return; }
+    const who = (actor) => [actor.subject, actor.role, actor.keyId && "key " + actor.keyId, actor.address && "from " + actor.address].filter((each) => each).join(", ");
+    const rows = found.events.map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.action), h("td", { class: "wrap" }, who(each.actor)),
+      h("td", {}, each.status || "", each.code ? " " + each.code : ""),
+      h("td", { class: "wrap" }, Object.entries(each.detail).map(([key, value]) => `${key}: ${value}`).join(", "))));
+    said.textContent = found.complete ? "" : "Older lines are in the files of the trail.";
+    replace(list, rows.length ? table(["When", "Action", "Who", "Status", "Details"], rows, "Audit") : h("p", {}, "No lines about it."));
+  }
+  await look();
 }
