@@ -187,6 +187,11 @@ def wake(session: str) -> Call[Session]:
     return Call("POST", of_session(session, "/wake"), _of(Session), slow=True)
 
 
+def session_metrics(session: str) -> Call[dict[str, Any]]:
+    """GET /v1/sessions/{id}/metrics."""
+    return Call("GET", of_session(session) + "/metrics", _of(dict[str, Any]))
+
+
 def session_logs(session: str) -> Call[dict[str, Any]]:
     """GET /v1/sessions/{id}/logs."""
     return Call("GET", of_session(session, "/logs"), _of(dict[str, Any]))

@@ -68,6 +68,7 @@ from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS, requiring
 from gateway.api.resource_metadata import ResourceMetadata
+from gateway.api.session_metrics import SessionMetricsAPI
 from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.usage import UsageAPI
@@ -209,6 +210,7 @@ class Surfaces:
             **self.tenants.handlers(),
             **UsageAPI(store, clock, parts.prices, retention).handlers(),
             **EgressAPI(lifecycle, catalog, parts.tenants, parts.egress or EgressRecords()).handlers(),
+            **SessionMetricsAPI(lifecycle, parts.provider, catalog, parts.counters.sessions, clock).handlers(),
             **AuditLinesAPI(lifecycle, audit).handlers(),
             **EventsAPI(lifecycle, parts.feed, clock, parts.is_leaving).handlers(),
             **ConsoleAPI(self.keys, clock).handlers(),

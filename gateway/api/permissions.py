@@ -37,6 +37,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "create_session_token": Permission.SHARE_SESSIONS,
     "watch_events": Permission.READ_SESSIONS,
     "get_session_logs": Permission.READ_SESSIONS,
+    "get_session_metrics": Permission.READ_SESSIONS,
     "get_session_audit": Permission.READ_AUDIT,
     "create_console_session": Permission.READ_SESSIONS,
     "delete_console_session": Permission.READ_SESSIONS,

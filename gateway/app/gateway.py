@@ -233,7 +233,7 @@ class Gateway:
             retention=Retention(self.settings.usage_session_retention, self.settings.usage_retention),
             take_requests=self._take_requests,
             last_used=self.activity.latest,
-            on_taken=self.counters.tenants.count,
+            on_taken=self.counters.count_usage,
             take_moved=tuple if self.session_egress is None else self.session_egress.take_moved,
         )
 

@@ -34,7 +34,7 @@ from gateway.core.model import (
 from gateway.core.questions import PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
-from gateway.core.usage import SandboxUsage, UsageStore
+from gateway.core.usage import SandboxLoad, SandboxUsage, UsageStore
 
 
 class SessionStore(Protocol):
@@ -282,6 +282,15 @@ class MachineBookings(Protocol):
 
     def bookable(self) -> Mapping[str, float]:
         """All that may be booked."""
+        ...
+
+
+@runtime_checkable
+class LoadReader(Protocol):
+    """An engine that can tell what one sandbox uses at the moment, without counting it as read by the meter."""
+
+    async def load(self, sandbox_id: SandboxId) -> SandboxLoad | None:
+        """What it uses; None: there is no such sandbox."""
         ...
 
 

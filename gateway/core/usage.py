@@ -76,6 +76,20 @@ class SandboxUsage:
     cores: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxLoad:
+    """What one sandbox uses now; None: the engine does not know it. `disk_bytes`: as last measured.
+
+    `cpu_s`: CPU time since it was bound; an engine that knows only how many cores are busy gives `cores` instead.
+    """
+
+    cpu_s: float | None = None
+    cores: float | None = None
+    memory_bytes: float | None = None
+    processes: int | None = None
+    disk_bytes: int | None = None
+
+
 Amounts = Mapping[str, float]
 Rows = Mapping[UsageKey, Amounts]
 

@@ -8,7 +8,7 @@ bounded: served runtimes, start kinds, statuses and names from this code; never 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -24,6 +24,7 @@ DURATION_BUCKETS_S = (
 )  # fmt: skip
 SIZE_BUCKETS_BYTES = tuple(float(1 << shift) for shift in range(10, 33, 2))  # 1 KiB .. 4 GiB
 MAX_TENANTS = 100  # with labels of their own
+MAX_SESSIONS = 5000  # 1 KiB each
 OTHER_TENANTS = "(other)"
 LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -164,6 +165,31 @@ class TenantTotals:
                     costs[name] += cost
 
 
+class SessionTotals:
+    """What each of the last MAX_SESSIONS sessions has used since the start of the process, by quantity.
+
+    Not in /metrics, where each session would be a label of its own.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[str, defaultdict[str, float]] = OrderedDict()
+
+    def count(self, rows: Rows) -> None:
+        """Add rows as they are written to the store. The session that was not used for longest is forgotten."""
+        for key, amounts in rows.items():
+            if key.session:
+                totals = self._sessions.setdefault(key.session, defaultdict(float))
+                self._sessions.move_to_end(key.session)
+                for quantity, amount in amounts.items():
+                    totals[quantity] += amount
+        while len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+
+    def of(self, session: str) -> Amounts:
+        """Of one session; empty for one that has used nothing here."""
+        return self._sessions.get(session, {})
+
+
 class Counters:
     """All counters of a gateway, by what they count. One instance per process."""
 
@@ -189,6 +215,12 @@ class Counters:
         self.loop_lag = Histogram(LAG_BUCKETS_S)
         self.traffic = Traffic()
         self.tenants = TenantTotals()
+        self.sessions = SessionTotals()
+
+    def count_usage(self, rows: Rows) -> None:
+        """Add what is being written to the store."""
+        self.tenants.count(rows)
+        self.sessions.count(rows)
 
     def of(self, runtime: RuntimeKey) -> RuntimeCounters:
         """The counters of a served runtime, created on first use."""

@@ -24,6 +24,7 @@ CALLS: dict[str, Call[Any]] = {
     "hibernate": calls.hibernate("s"),
     "wake": calls.wake("s"),
     "resize": calls.resize("s", {"cpu": 2, "memory": "2Gi", "processes": None}),
+    "session_metrics": calls.session_metrics("s"),
     "session_logs": calls.session_logs("s"),
     "execute": calls.execute("s", ["true"], {"timeout": "5s"}),
     "run_code": calls.run_code("s", "1", {"language": "python"}),

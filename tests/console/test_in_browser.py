@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -26,7 +27,8 @@ LIMIT_MS = 40_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One gateway without keys for the module."""
     find_browser()
-    with serve(tmp_path_factory.mktemp("console") / "state", "--warm-pool", "1") as running:
+    folder = tmp_path_factory.mktemp("console")
+    with serve(folder / "state", "--warm-pool", "1", "--audit-log", str(folder / "audit.log")) as running:
         yield running
 
 
@@ -111,6 +113,10 @@ def test_person_makes_uses_puts_to_sleep_and_wakes_a_session(server: Server, tmp
         page.wait_for_selector("pre:has-text('53-woken')")
         page.click("#tab-history")
         page.wait_for_selector("td:has-text('session.hibernated')")
+        page.wait_for_selector("#uses:has-text('processes')")
+        page.click("#tab-audit")
+        page.wait_for_selector("td:has-text('session.hibernate')")
+        check_accessible(page, "audit")
 
 
 def test_operator_sees_pools_with_forecast_and_reason(server: Server) -> None:
@@ -208,7 +214,8 @@ def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) ->
     hostile = "<img src=x onerror=window.hit=1>"
     reply = server.client.post("/v1/sessions", json={"metadata": {"name": hostile}})
     session = reply.json()["id"]
-    server.run(session, f"touch '{hostile}'; printf '<script>parent.hit=1; top.hit=1</script>hello' > index.html")
+    server.client.put(f"/api/files/{quote(hostile)}", headers={"x-session-id": session}).raise_for_status()
+    server.run(session, "printf '<script>parent.hit=1; top.hit=1</script>hello' > index.html")
     server.client.post(
         "/api/processes", json={"command": ["python3", "-m", "http.server", "8000"]}, headers={"x-session-id": session}
     )
@@ -223,6 +230,10 @@ def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) ->
         page.fill("#search", "name=<IMG onerror=window")
         page.wait_for_selector(f"#s-{session} >> text=onerror")
         page.goto(f"{server.url}/#/session/{session}")
+        page.wait_for_selector("dd:has-text('onerror')")
+        page.click("#tab-audit")
+        page.wait_for_selector("td:has-text('file.write')")
+        assert "onerror" in page.inner_text("[aria-label=Audit]")
         page.click("#tab-files")
         page.wait_for_selector("button:has-text('onerror')")
         page.click("#tab-code")
@@ -231,6 +242,11 @@ def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) ->
         )
         page.click("#run")
         page.wait_for_selector("pre.error")
+        page.click("#tab-processes")
+        page.fill("#command", f"echo '{hostile}'")
+        page.click("button:has-text('Start')")
+        page.click("tr:has-text('onerror') >> button:has-text('Output')")
+        page.wait_for_selector("#output:has-text('onerror')")
         page.click("#tab-ports")
         page.click("button:has-text('Preview 8000')")
         page.frame_locator("iframe").locator("text=hello").wait_for()

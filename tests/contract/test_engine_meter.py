@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.core.clock import SystemClock
-from gateway.core.interfaces import EngineMeter, SandboxProvider
+from gateway.core.interfaces import EngineMeter, LoadReader, SandboxProvider
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
 from gateway.core.usage import Quantity, SandboxUsage
 from gateway.provider.local import LocalProvider
@@ -94,6 +94,25 @@ async def test_time_on_the_cpu_is_counted_and_memory_is_known(subject: Subject) 
     amounts = [row for rows in meter.take() for row in rows.values()]
     assert sum(each.get(Quantity.CPU_SECONDS, 0.0) for each in amounts) > 0.2
     assert usage.memory_bytes is None or usage.memory_bytes > 1 << 20
+
+
+async def test_load_is_what_a_sandbox_uses_now(subject: Subject) -> None:
+    """Without taking a measurement away from the meter; None for one that is not there."""
+    assert isinstance(subject.provider, LoadReader)
+    await subject.measured()
+    load = await subject.provider.load(subject.sandbox.id)
+    assert load is not None
+    assert load.memory_bytes is not None
+    assert load.memory_bytes > 1 << 20
+    if load.cpu_s is not None:  # the local engine: it also knows processes, of which picod is one
+        await subject.compute()
+        later = await subject.provider.load(subject.sandbox.id)
+        assert later is not None
+        assert later.cpu_s is not None
+        assert later.cpu_s > load.cpu_s + 0.2
+        assert load.processes is not None
+        assert 1 <= load.processes < 64
+    assert await subject.provider.load(SandboxId("nobody")) is None
 
 
 async def test_unknown_sandboxes_are_left_out(subject: Subject) -> None:

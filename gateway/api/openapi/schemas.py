@@ -206,6 +206,32 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Events": obj("events lost next", events=array_of(ref("Event")), lost=COUNT, next=TEXT),
     "SessionLogs": obj("events", events=array_of(ref("Event"))),
+    "SessionMetrics": obj(
+        "session state since sandbox requests egressBytes sandboxSeconds hibernatedSeconds cpuSeconds starts",
+        session=TEXT,
+        state=TEXT,
+        since={**MOMENT, "description": "The start of this gateway, from which requests, seconds and starts count."},
+        sandbox=nullable(
+            obj(
+                "cpuSeconds cores cpuLimit memoryBytes memoryLimit processes processesLimit diskBytes diskLimit",
+                cpuSeconds=nullable({"type": "number"}),
+                cores=nullable({"type": "number"}),
+                cpuLimit=nullable({"type": "number"}),
+                memoryBytes=nullable({"type": "number"}),
+                memoryLimit=nullable(COUNT),
+                processes=nullable(COUNT),
+                processesLimit=nullable(COUNT),
+                diskBytes=nullable(COUNT),
+                diskLimit=nullable(COUNT),
+            )
+        ),
+        requests=COUNT,
+        egressBytes=COUNT,
+        sandboxSeconds={"type": "number"},
+        hibernatedSeconds={"type": "number"},
+        cpuSeconds={"type": "number"},
+        starts=obj("warm cold wake wake-cold", warm=COUNT, cold=COUNT, wake=COUNT, **{"wake-cold": COUNT}),
+    ),
     "SessionAudit": obj(
         "events complete",
         events=array_of(

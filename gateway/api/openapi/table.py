@@ -62,6 +62,10 @@ NATIVE: Mapping[str, Operation] = {
     "get_session_logs":
         Operation("GET", "/v1/sessions/{session_id}/logs", "sessions", "Its starts, sleeps, wakes and losses, as far "
                   "as this gateway has seen them.", ok("SessionLogs")),
+    "get_session_metrics":
+        Operation("GET", "/v1/sessions/{session_id}/metrics", "sessions", "What it uses now, and has used since its "
+                  "gateway's start; for Prometheus with `Accept: text/plain`.", ok("SessionMetrics"),
+                  more=(Answer("The same for Prometheus.", _TEXT, "text/plain"),)),
     "get_session_audit":
         Operation("GET", "/v1/sessions/{session_id}/audit", "sessions", "What the audit trail of its gateway has about "
                   "it, the newest first.", ok("SessionAudit"), (

@@ -6,14 +6,15 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.connection import complete_session, over_api
 from gateway.cli.remote.screen import plain, print_plain_table, table_of
 from wakegate_client import APIError, Client
+from wakegate_client.calls import session_metrics
 
 _SAMPLE = re.compile(r"(wakegate_[a-z_]+|process_[a-z_]+)(?:\{([^}]*)\})? ([0-9.e+-]+)")
 _LABEL = re.compile(r'(?<![a-z])([a-z]+)="([^"]*)"')
@@ -26,10 +27,19 @@ _COLUMNS = {
 @over_api
 def top(
     gateway: Client,
+    sessions: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", autocompletion=complete_session, show_default=False)
+    ] = None,
     interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
 ) -> None:
-    """Watch sessions, sandboxes, warm pools and the queue of a gateway. Needs a key that may read metrics."""
+    """Watch sessions, sandboxes, warm pools and the queue of a gateway. Needs a key that may read metrics.
+
+    With ids, what these sessions use: CPU since the start of their sandboxes, memory, processes, disk, requests.
+    """
+    if sessions:
+        _watch_sessions(gateway, sessions, interval, once=once or not sys.stdout.isatty())
+        return
     before = _look(gateway)
     if once or not sys.stdout.isatty():
         print(_summary(before, None))
@@ -45,6 +55,49 @@ def top(
             live.update(Group(Text(_summary(before, last)), "", table_of(_pools(before), _COLUMNS)), refresh=True)
             time.sleep(interval)
             last, before = before, _look(gateway)
+
+
+def _watch_sessions(gateway: Client, sessions: Sequence[str], interval: float, *, once: bool) -> None:
+    def rows() -> list[dict[str, Any]]:
+        return [gateway.send(session_metrics(each)) for each in sessions]
+
+    if once:
+        print_plain_table(rows(), _OF_SESSIONS)
+        return
+    from rich.live import Live
+
+    with Live(table_of(rows(), _OF_SESSIONS), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(interval)
+            live.update(table_of(rows(), _OF_SESSIONS), refresh=True)
+
+
+def _used(field: str, limit: str, show: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str]:
+    """A cell: what is used now, of its limit; empty for what is asleep or not known."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        sandbox = row["sandbox"] or {}
+        if sandbox.get(field) is None:
+            return ""
+        return show(sandbox[field]) + ("" if sandbox.get(limit) is None else f" of {show(sandbox[limit])}")
+
+    return cell
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+_OF_SESSIONS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "ID": lambda row: row["session"],
+    "STATE": lambda row: row["state"],
+    "CPU": _used("cpuSeconds", "", lambda seconds: f"{seconds:.1f} s"),
+    "MEMORY": _used("memoryBytes", "memoryLimit", _mib),
+    "PROCESSES": _used("processes", "processesLimit", lambda count: f"{count:.0f}"),
+    "DISK": _used("diskBytes", "diskLimit", _mib),
+    "REQUESTS": lambda row: row["requests"],
+    "STARTS": lambda row: " ".join(f"{kind}={count}" for kind, count in row["starts"].items() if count),
+}
 
 
 def _look(gateway: Client) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 // One session: its state and history, a terminal, files, a code cell, ports; sleep, wake, end.
 
 import { get, path, post, request } from "./api.js";
-import { age, h, replace, say, shown, table } from "./dom.js";
+import { age, h, replace, say, shown, size, table } from "./dom.js";
 import { code } from "./code.js";
 import { files } from "./files.js";
 import { ports } from "./ports.js";
@@ -14,7 +14,7 @@ const CONTENTS = ["terminal", "files", "code", "processes", "ports"];
 
 export async function session(place, frame) {
   const { caller, signal, onEvent, argument: id } = frame;
-  const facts = h("dl"), panel = h("div", { class: "panel", role: "tabpanel", tabindex: "0" });
+  const facts = h("dl"), usesNow = h("p", { class: "dim", id: "uses" }), panel = h("div", { class: "panel", role: "tabpanel", tabindex: "0" });
   const uses = ["admin", "member"].includes(caller.role), manages = uses || caller.role === "operator";
   let document = await get(path`/v1/sessions/${id}`, { signal });
   const act = (label, kind, run) => h("button", { class: kind, onclick: async (event) => {
@@ -30,7 +30,7 @@ export async function session(place, frame) {
   const offered = TABS.filter(([name]) => (uses || !CONTENTS.includes(name)) && (manages || name !== "audit"));
   const tabs = offered.map(([name, title, open]) => h("button", { role: "tab", id: "tab-" + name, "aria-selected": "false",
     onclick: () => select(name, open) }, title));
-  replace(place, h("h1", {}, "Session ", h("code", {}, id)), facts, h("div", { class: "bar" }, manages ? [sleep, wake, end] : ""),
+  replace(place, h("h1", {}, "Session ", h("code", {}, id)), facts, usesNow, h("div", { class: "bar" }, manages ? [sleep, wake, end] : ""),
     h("div", { class: "tabs", role: "tablist", "aria-label": "Parts of the session" }, tabs), panel);
 
   let opened = null;
@@ -58,6 +58,18 @@ export async function session(place, frame) {
   }
   async function refresh() { document = await get(path`/v1/sessions/${id}`, { signal }); draw(); }
   draw();
+  // What its sandbox uses, each five seconds while the page is looked at; asking neither wakes it nor counts as use.
+  async function measure() {
+    const found = await get(path`/v1/sessions/${id}/metrics`, { signal }), used = found.sandbox || {};
+    const of = (value, limit, say) => (value === null || value === undefined ? null : say(value) + (limit === null ? "" : " of " + say(limit)));
+    const parts = [["CPU", of(used.cpuSeconds, null, (each) => each.toFixed(1) + " s")], ["cores", of(used.cores, used.cpuLimit, (each) => each.toFixed(2))],
+      ["memory", of(used.memoryBytes, used.memoryLimit, size)], ["processes", of(used.processes, used.processesLimit, String)], ["disk", of(used.diskBytes, used.diskLimit, size)],
+      ["requests", found.requests], ["starts", Object.entries(found.starts).filter(([, count]) => count).map(([kind, count]) => `${count} ${kind}`).join(", ")]];
+    usesNow.textContent = parts.filter(([, value]) => value !== null && value !== "").map(([name, value]) => `${name} ${value}`).join("; ");
+  }
+  const timer = setInterval(() => { if (!window.document.hidden) measure().catch(() => {}); }, 5000);
+  signal.addEventListener("abort", () => clearInterval(timer));
+  measure().catch(() => {});
   const stop = onEvent((event) => { if (event.data?.session === id) refresh().catch(() => {}); });
   signal.addEventListener("abort", () => { stop(); opened?.abort(); });
   const first = offered.find(([name]) => name === (document.state === "active" ? offered[0][0] : "history")) || offered[0];

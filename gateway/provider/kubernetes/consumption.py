@@ -18,7 +18,7 @@ from typing import Any
 from gateway.core.clock import Clock
 from gateway.core.model import SandboxId
 from gateway.core.units import parse_quantity
-from gateway.core.usage import SandboxUsage
+from gateway.core.usage import SandboxLoad, SandboxUsage
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError
@@ -68,6 +68,11 @@ class Consumption:
                 self._told[name] = sample
                 found[name] = SandboxUsage(cores=sample.cores, memory_bytes=sample.memory_bytes)
         return found
+
+    def latest(self, name: SandboxId) -> SandboxLoad:
+        """The last sample that `usage` returned of a sandbox; empty before the first."""
+        sample = self._told.get(name)
+        return SandboxLoad() if sample is None else SandboxLoad(cores=sample.cores, memory_bytes=sample.memory_bytes)
 
     def _pod(self, name: SandboxId) -> Pod | None:
         return next((pods.items[name] for pods in self._cache.pods.values() if name in pods.items), None)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import Limits, PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.core.usage import SandboxUsage
+from gateway.core.usage import SandboxLoad, SandboxUsage
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.claiming import Claims
@@ -194,6 +194,12 @@ class KubernetesProvider:
     async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
         """Busy cores and memory, as the cluster's metrics have them; left out while they have nothing new."""
         return await self._consumption.usage(sandboxes)
+
+    async def load(self, sandbox_id: SandboxId) -> SandboxLoad | None:
+        """See LoadReader: busy cores and memory as the cluster's metrics last had them."""
+        if await self.find(sandbox_id) is None:
+            return None
+        return self._consumption.latest(sandbox_id)
 
     async def parked_bytes(self, _: str) -> int:
         """Nothing is parked in a cluster: hibernated workspaces are snapshots."""

@@ -43,6 +43,12 @@ def memory_bytes(group: Cgroup) -> float | None:
     return None
 
 
+def processes(pid: int) -> int:
+    """How many processes the sandbox has, without the two that keep it. `pid`: its outermost process."""
+    # bubblewrap outside of the pid namespace and as its first process; the third is picod, which is counted.
+    return max(0, len(process_tree.descendants(pid)) - 2)
+
+
 def _number(path: Path, key: str = "") -> float | None:
     """The number in a file of the kernel, or that behind `key` in one with a key per line."""
     try:

@@ -150,6 +150,7 @@ class DiskWatch:
         # it woke; None: since the last measurement. Not what it held last time: code that writes much at once and then
         # stops would pass as having held it always.
         self._baselines: dict[SandboxId, tuple[Size, float | None]] = {}
+        self._held: dict[SandboxId, int] = {}  # bytes of each workspace at the last measurement
         self._filling: set[SandboxId] = set()  # a snapshot is being unpacked into them
 
     def measure_parked(self, session: SessionId, workspace: Path) -> None:
@@ -182,6 +183,10 @@ class DiskWatch:
     def parked_bytes(self, session: SessionId) -> int:
         """What that session's parked workspace holds, as last measured."""
         return self._parked.get(session, Size()).bytes
+
+    def held_bytes(self, sandbox: SandboxId) -> int | None:
+        """What that sandbox's workspace held at the last measurement; None: it was not there yet."""
+        return self._held.get(sandbox)
 
     def is_known(self, session: SessionId) -> bool:
         """Whether `measure_parked` was called for that session's parked workspace, in this run."""
@@ -223,6 +228,7 @@ class DiskWatch:
                 if each.id in self._filling:
                     baseline, grace = size, True
                 held[each.id] = Held(baseline, size, each.limit, each.files_limit, grace=grace)
+        self._held = {name: each.now.bytes for name, each in held.items()}
         # A sandbox woken since `watched` was listed is not in it yet, and its baseline must outlive this measurement.
         present = {each.id for each in watched}
         self._baselines = {name: each for name, each in self._baselines.items() if name in present or each[1] is None}

@@ -18,7 +18,7 @@ from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import SandboxGoneError, SettingsError
 from gateway.core.model import Limits, PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.core.usage import SandboxUsage
+from gateway.core.usage import SandboxLoad, SandboxUsage
 from gateway.provider.local import (
     consumption,
     disk_quota,
@@ -265,6 +265,21 @@ class LocalProvider:
     async def parked_bytes(self, reference: str) -> int:
         """The size of a parked workspace, measured now if an earlier run parked it."""
         return await self._workspaces.parked_bytes(SessionId(reference))
+
+    async def load(self, sandbox_id: SandboxId) -> SandboxLoad | None:
+        """See LoadReader. The size of the workspace is that of the disk watch's last measurement."""
+        sandbox = self._registry.get(sandbox_id)
+        if sandbox is None or not sandbox.is_alive:
+            return None
+        used, processes = await asyncio.to_thread(
+            lambda: (_measured(sandbox), consumption.processes(sandbox.process.pid))
+        )
+        return SandboxLoad(
+            cpu_s=used.cpu_s,
+            memory_bytes=used.memory_bytes,
+            processes=processes,
+            disk_bytes=self._disk.held_bytes(sandbox_id),
+        )
 
     def _note_gone(self, sandbox: LocalSandbox) -> None:
         if sandbox.session_id is not None:
