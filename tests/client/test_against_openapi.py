@@ -44,6 +44,7 @@ CALLS: dict[str, Call[Any]] = {
     "get_task": calls.get_task("x", "t", "y", "5s"),
     "task_result": calls.task_result("x", "t", "y"),
     "cancel_task": calls.cancel_task("x", "t", "y"),
+    "list_schedules": calls.list_schedules("a", "ns"),
     "retry_task": calls.retry_task("x", "t", "y"),
 }
 NO_OPERATIONS = {"check", "read_json", "of_session", "of_agent", "file_path", "in_sandbox"}
