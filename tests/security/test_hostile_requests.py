@@ -47,6 +47,8 @@ ANY_OBJECT = {("post", path) for path in ("/jupyter/api/kernels", "/jupyter/api/
 NO_ARGUMENTS = {
     ("post", f"/agentscope/{verb}") for verb in ("create", "create_from_pool", "cleanup", "list_session_keys")
 }
+# Open Terminal's clients open one with whatever body they have; the chat that it makes has a session.
+TERMINALS = ("post", "/open-terminal/api/terminals")
 
 
 def _is_empty(body: bytes) -> bool:
@@ -69,6 +71,10 @@ async def test_bad_document_is_a_4xx_on_every_path(kept_gateway: tuple[Served, S
                     continue
                 if (method, path) in NO_ARGUMENTS and answer.status_code == 200:
                     await client.post("/agentscope/cleanup", json={})
+                    continue
+                if (method, path) == TERMINALS and answer.status_code == 200:
+                    # Its id begins with the session's, which would else take the names of the next test to a sandbox.
+                    await client.delete(f"/v1/sessions/{answer.json()['id'].partition('.')[0]}")
                     continue
                 assert 400 <= answer.status_code < 500, (method, path, answer.status_code, answer.text[:300])
                 assert len(answer.content) < 16 << 10, (path, "the document is not sent back whole")
