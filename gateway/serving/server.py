@@ -24,6 +24,7 @@ from gateway.routing.client_lifetime import ServerContext
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol
+from gateway.routing.websocket_client import ClientSocket
 from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, accept_any_hop_limit, listen, refuse_new, url_of
 from gateway.serving.starting import open_when_available
@@ -112,7 +113,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     config = uvicorn.Config(
         gateway.proxy,
         http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
-        ws="websockets-sansio",
+        ws=ClientSocket,
         ws_ping_interval=None,  # pings are end to end: the sandbox's server sends its own
         ws_max_size=MAX_MESSAGE_BYTES,
         loop="uvloop",
