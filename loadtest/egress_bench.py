@@ -3,9 +3,9 @@
     scripts/bench egress_bench [--rounds 300] [--megabytes 2000] [--connections 500] [--seconds 8]
 
 Prints p50 of a connection made directly and through the proxy, MB/s of one download each way, how many connections
-are open at once and echo, and p99 of requests to a sandbox at c=64 while egress runs at full rate as a ratio to that
-without, in one run; then requests over HTTPS directly and where TLS is ended, and a package from its host and from the
-cache. Needs wrk, nginx and user namespaces.
+are open at once and echo, how much memory the service takes, and p99 of requests to a sandbox at c=64 while egress
+runs at full rate as a ratio to that without, in one run; then requests over HTTPS directly and where TLS is ended,
+and a package from its host and from the cache. Needs wrk, nginx and user namespaces.
 """
 
 from __future__ import annotations
@@ -170,12 +170,20 @@ async def where_tls_is_ended(world: Internet, rounds: int) -> None:
     await gate.aclose()
 
 
+def memory_mib(gate: EgressGate) -> tuple[float, float]:
+    """Of the service: what it has now, and the most that it has had."""
+    status = Path(f"/proc/{gate.pid}/status").read_text()
+    now, most = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) for name in ("VmRSS", "VmHWM"))  # type: ignore[index]
+    return now / 1024, most / 1024
+
+
 async def run(options: argparse.Namespace, world: Internet) -> None:
     """All measurements."""
     gate = EgressGate(wrapper=world.enter)
     numbers = str(options.rounds), str(options.megabytes)
     async with open_proxy(gate, ORIGIN, f"{ORIGIN}:22") as proxy:
         await at_once(proxy, 1)
+        idle, _ = memory_mib(gate)
         enter = list(world.enter)
         direct = await asyncio.to_thread(measured, enter, PUBLIC, "0", "", *numbers)
         through = await asyncio.to_thread(measured, [], "127.0.0.1", str(proxy.port), ORIGIN, *numbers)
@@ -186,6 +194,7 @@ async def run(options: argparse.Namespace, world: Internet) -> None:
         print(f"at once: {await at_once(proxy, options.connections)} of {options.connections} connections echo")
         if options.seconds:
             await data_path(proxy, world, options.seconds)
+        print(f"memory of the service: {idle:.0f} MiB idle, {memory_mib(gate)[1]:.0f} MiB at most")
     await gate.aclose()
     await where_tls_is_ended(world, options.rounds)
 
