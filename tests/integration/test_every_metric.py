@@ -37,7 +37,10 @@ OUTSIDE = {
     "wakegate_package_cache", "wakegate_package_cache_saved_bytes", "wakegate_package_cache_bytes",
 }  # fmt: skip
 # tests/integration/test_tasks.py: they take an agent.
-TASKS = {f"wakegate_{name}" for name in ("tasks", "task_oldest_seconds", "task_tries", "tasks_ended", "task_webhooks")}
+TASKS = {
+    "wakegate_tasks", "wakegate_task_oldest_seconds", "wakegate_task_oldest_queued_seconds", "wakegate_task_tries",
+    "wakegate_tasks_ended", "wakegate_task_webhooks",
+}  # fmt: skip
 PRICED = ("tenant_cost", "tenant_cost_without_hibernation", "warm_pools_cost")  # where there is a file of prices
 DRAINING = {
     "wakegate_draining"

@@ -311,7 +311,10 @@ def test_metrics_show_what_waits_what_runs_and_what_became_of_it(server: Server)
     assert value("tasks_ended_total", state="succeeded") >= 1
     places = [made(server, "/slow", x_session_id=first["session"]) for _ in range(2)]
     wait_until(
-        lambda: value("tasks", state="running") >= 1 <= value("tasks", state="queued") and value("task_oldest_seconds"),
+        lambda: (
+            value("tasks", state="running") >= 1 <= value("tasks", state="queued")
+            and 0 < value("task_oldest_queued_seconds") <= value("task_oldest_seconds")
+        ),
         "one runs, and the other one waits for it",
     )
     assert value("task_tries_total") > tries
