@@ -31,6 +31,8 @@ PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "pi
 LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")
 # State machines of hypothesis, each one test of 10 to 16 s of CPU: the first of what does not start processes.
 STATE_MACHINES = ("test_lifecycle_machine.py", "test_quota_machine.py")
+# They wait for nothing: a limit of time would say how loaded the machine is.
+COMPUTING = (*STATE_MACHINES, "test_regular_expressions.py")
 
 COMPUTING_LIMIT_S = 300
 
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _folder(item.path) in PROCESS_FOLDERS:
             item.add_marker("processes")
         # The limit finds what hangs. These wait for nothing; beside other work 20 s of computing take minutes.
-        computes = item.get_closest_marker("simulation") or item.path.name in STATE_MACHINES
+        computes = item.get_closest_marker("simulation") or item.path.name in COMPUTING
         if computes and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(COMPUTING_LIMIT_S))
 
