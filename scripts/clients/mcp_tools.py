@@ -29,8 +29,10 @@ async def new() -> str:
     headers = {"Authorization": f"Bearer {os.environ['WG_KEY']}"}
     http = httpx2.AsyncClient(headers=headers, timeout=60)
     async with http, Client(streamable_http_client(f"{os.environ['WG_URL']}/mcp", http_client=http)) as client:
-        await client.call_tool("run_python", {"code": "x = 41"})
-        return str(await client.call_tool("run_python", {"code": "x + 1"}))
+        # Without a handshake a call's first result names the session that the next calls pass as their handle.
+        first = await client.call_tool("run_python", {"code": "x = 41"})
+        handle = {"session": first.structured_content["session"]} if first.structured_content else {}
+        return str(await client.call_tool("run_python", {"code": "x + 1", **handle}))
 
 
 is_new = int(version("mcp").partition(".")[0]) >= 2
