@@ -74,7 +74,7 @@ from gateway.api.tools.service import ToolService
 from gateway.api.usage import UsageAPI
 from gateway.audit.log import AuditLog
 from gateway.core.clock import Clock
-from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
+from gateway.core.interfaces import LoadReader, RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
@@ -234,7 +234,14 @@ class Surfaces:
         LibreChat."""
         lifecycle, store, catalog = parts.lifecycle, parts.store, parts.catalog
         sandboxes = SandboxesAPI(
-            lifecycle, parts.hibernator, store, catalog, self._access_tokens, parts.clock, domain=settings.domain
+            lifecycle,
+            parts.hibernator,
+            store,
+            catalog,
+            self._access_tokens,
+            parts.clock,
+            domain=settings.domain,
+            engine=parts.provider if isinstance(parts.provider, LoadReader) else None,
         )
         storage = Storage(lifecycle, catalog, parts.caller)
         chats = Chats(lifecycle, store, catalog, parts.clock)

@@ -84,7 +84,7 @@ class SessionMetricsAPI:
             "session": session.id,
             "state": session.state,
             "since": rfc3339(self._since),
-            "sandbox": None if load is None else _load(load, None if runtime is None else runtime.limits),
+            "sandbox": None if load is None else _load(load, runtime and runtime.limits.resized(session.resources)),
             "requests": round(used.get(Quantity.REQUESTS, 0)),
             "egressBytes": round(used.get(Quantity.EGRESS_BYTES, 0)),
             "sandboxSeconds": used.get(Quantity.SANDBOX_SECONDS, 0.0),

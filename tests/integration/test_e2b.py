@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -172,6 +173,16 @@ def test_list_filters_by_metadata_and_state(sandbox: Sandbox, options: dict[str,
     assert Sandbox.list(query=SandboxQuery(metadata={"a": "other"}), **_control(options)).next_items() == []
     paused = SandboxQuery(metadata={"a": "b c"}, state=[SandboxState.PAUSED])
     assert Sandbox.list(query=paused, **_control(options)).next_items() == []
+
+
+def test_metrics_are_of_now(sandbox: Sandbox) -> None:
+    """With the limits of the sandbox, and none in a time that is past."""
+    sample = sandbox.get_metrics()[0]
+    assert sample.mem_used > 0
+    assert sample.cpu_used_pct >= 0
+    assert (sample.cpu_count, sample.mem_total) == (1, 1 << 30)
+    past = datetime.now(UTC) - timedelta(days=1)
+    assert sandbox.get_metrics(start=past - timedelta(days=1), end=past) == []
 
 
 def test_metadata_and_timeouts_changed_elsewhere_keep_the_sandboxs_variables(

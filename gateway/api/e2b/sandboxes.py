@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.e2b.access_tokens import AccessTokens
+from gateway.api.e2b.metrics import read_between, samples
 from gateway.api.e2b.records import (
     E2BRecord,
     detail_document,
@@ -37,7 +38,7 @@ from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session, live_session
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, WakegateError
-from gateway.core.interfaces import RuntimeCatalog, SessionStore
+from gateway.core.interfaces import LoadReader, RuntimeCatalog, SessionStore
 from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionState
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
@@ -63,7 +64,10 @@ class NotSupportedError(WakegateError):
 
 
 class SandboxesAPI:
-    """Handlers of the control plane. `domain`: below it are the host names of ports; empty: there are none."""
+    """Handlers of the control plane. `domain`: below it are the host names of ports; empty: there are none.
+
+    `engine`: tells what sandboxes use; None: it cannot.
+    """
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class SandboxesAPI:
         clock: Clock,
         *,
         domain: str,
+        engine: LoadReader | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._hibernator = hibernator
@@ -83,6 +88,7 @@ class SandboxesAPI:
         self._tokens = tokens
         self._clock = clock
         self._domain = domain or None
+        self._engine = engine
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -202,8 +208,12 @@ class SandboxesAPI:
         return Response(status_code=204)
 
     async def _metrics(self, request: Request) -> Response:
-        await self._require(request)
-        return JSON([])  # a list of samples; what a sandbox uses is in /v1/usage
+        between = read_between(request.query_params)
+        session = await self._require(request)
+        if session.sandbox is None or self._engine is None:
+            return JSON([])
+        limits = (self._catalog.get(session.runtime) or Runtime(session.runtime)).limits.resized(session.resources)
+        return JSON(await samples(self._engine, session.sandbox.id, limits, self._clock, between))
 
     async def _logs(self, request: Request) -> Response:
         session = await self._require(request)

@@ -87,6 +87,7 @@ def _e2b(
 
 
 _SANDBOX = ref("E2BSandbox")
+_SECOND: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999}
 _NONE = {501: Answer("Wakegate has no such thing.", ref("E2BError"))}
 _LISTED = {200: Answer("Newest first.", {"type": "array", "items": ref("E2BListedSandbox")})}
 _CONNECTED = {200: Answer("It was running.", _SANDBOX), 201: Answer("It was paused.", _SANDBOX)}
@@ -119,8 +120,10 @@ E2B: Mapping[str, Operation] = {
         _e2b("POST", _E2B + "/refreshes", "Extend the time that is left.", {204: Answer("Extended.")},
              body="E2BTimeout"),
     "e2b_get_sandbox_metrics":
-        _e2b("GET", _E2B + "/metrics", "What it uses; empty so far.",
-             {200: Answer("Samples.", {"type": "array", "items": {"type": "object"}})}),
+        _e2b("GET", _E2B + "/metrics", "What it uses now.",
+             {200: Answer("One sample, or none.", {"type": "array", "items": {"type": "object"}})},
+             Parameter("start", "Only from this second since 1970 on.", _SECOND),
+             Parameter("end", "Only up to this one.", _SECOND)),
     "e2b_get_sandbox_logs":
         _e2b("GET", "/v2" + _E2B + "/logs", "Its log.", ok("E2BLogs")),
     "e2b_fork_sandbox":
