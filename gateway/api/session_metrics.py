@@ -77,6 +77,7 @@ class SessionMetricsAPI:
 
     async def _document(self, session: Session) -> dict[str, Any]:
         runtime, used = self._catalog.get(session.runtime), self._totals.of(session.id)
+        limits = None if runtime is None else runtime.limits.resized(session.resources)
         load = None
         if session.sandbox is not None and self._engine is not None:
             load = await self._engine.load(session.sandbox.id)
@@ -84,7 +85,7 @@ class SessionMetricsAPI:
             "session": session.id,
             "state": session.state,
             "since": rfc3339(self._since),
-            "sandbox": None if load is None else _load(load, runtime and runtime.limits.resized(session.resources)),
+            "sandbox": None if load is None else _load(load, limits),
             "requests": round(used.get(Quantity.REQUESTS, 0)),
             "egressBytes": round(used.get(Quantity.EGRESS_BYTES, 0)),
             "sandboxSeconds": used.get(Quantity.SANDBOX_SECONDS, 0.0),
