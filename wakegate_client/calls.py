@@ -197,6 +197,11 @@ def session_logs(session: str) -> Call[dict[str, Any]]:
     return Call("GET", of_session(session, "/logs"), _of(dict[str, Any]))
 
 
+def session_audit(session: str, limit: int = 100) -> Call[dict[str, Any]]:
+    """GET /v1/sessions/{id}/audit: the newest first; a gateway without an audit trail answers 404."""
+    return Call("GET", of_session(session, "/audit"), _of(dict[str, Any]), params={"limit": limit})
+
+
 def execute(session: str, command: Sequence[str], fields: Mapping[str, Any]) -> Call[Executed]:
     """POST /api/execute."""
     body = {"command": list(command), **fields}

@@ -35,7 +35,8 @@ LIMIT = 40
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One gateway for the module."""
-    with serve(tmp_path_factory.mktemp("remote") / "state", "--warm-pool", "1") as running:
+    folder = tmp_path_factory.mktemp("remote")
+    with serve(folder / "state", "--warm-pool", "1", "--audit-log", str(folder / "audit.log")) as running:
         yield running
 
 
@@ -124,6 +125,29 @@ def test_resize_gives_a_session_another_size(server: Server, environ: dict[str, 
         f"/v1/sessions/{session}", json={"resources": {"processes": 300}, "metadata": {"for": "resize"}}
     ).json()
     assert (changed["resources"], changed["metadata"]) == ({"processes": 300}, {"for": "resize"})
+    wakegate(environ, "rm", session)
+
+
+def test_logs_show_who_ran_what_between_starts_and_sleeps(server: Server, environ: dict[str, str]) -> None:
+    """In the order of time; followed, a command shows while the log runs."""
+    session = wakegate(environ, "create").stdout.strip()
+    wakegate(environ, "exec", session, "true")
+    wakegate(environ, "pause", session)
+
+    def names() -> list[str]:
+        return [line.split("  ")[1] for line in wakegate(environ, "logs", session).stdout.splitlines()]
+
+    wait_until(lambda: "session.hibernate" in names(), "the trail to have the sleep")
+    found = names()
+    assert found.index("command.run") < found.index("session.hibernate")
+    argv = [sys.executable, "-m", "gateway", "logs", "-f", session]
+    with subprocess.Popen(argv, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        for _ in found:
+            follower.stdout.readline()
+        wakegate(environ, "exec", session, "true")
+        assert any("command.run" in line for line in follower.stdout)
+        follower.kill()
     wakegate(environ, "rm", session)
 
 
