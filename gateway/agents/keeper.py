@@ -28,11 +28,12 @@ _DRAIN_TICKS = 5  # between two looks for sessions of a draining revision
 
 @dataclass(slots=True)
 class _Baseline:
-    """The counts of a revision's requests when this gateway first saw its phase."""
+    """From which counts of a revision's requests a phase is judged, and what they were at the latest look."""
 
     phase: tuple[int, Phase, float]
     requests: int
     errors: int
+    seen: tuple[int, int] = (0, 0)
 
 
 class AgentKeeper:
@@ -100,10 +101,14 @@ class AgentKeeper:
         requests, errors = counts(self._counters, key)
         phase = (under_way.revision, under_way.phase, under_way.since)
         baseline = self._baselines.get(agent.id)
-        # A gateway that has just started, or a phase that has just begun, counts from now: errors of before were judged
-        # then.
         if baseline is None or baseline.phase != phase:
-            baseline = self._baselines[agent.id] = _Baseline(phase, requests, errors)
+            # From the look before: a phase begins between two looks, and what fails in its first second counts too. Of
+            # a revision that was never looked at, from now: an agent of this name may have been deleted before.
+            before = requests, errors
+            if baseline is not None and baseline.phase[0] == under_way.revision:
+                before = baseline.seen
+            baseline = self._baselines[agent.id] = _Baseline(phase, *before)
+        baseline.seen = requests, errors
         return Health(
             status.ready + status.claimed,
             status.failures,

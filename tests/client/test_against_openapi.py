@@ -26,6 +26,7 @@ CALLS: dict[str, Call[Any]] = {
     "resize": calls.resize("s", {"cpu": 2, "memory": "2Gi", "processes": None}),
     "session_metrics": calls.session_metrics("s"),
     "session_logs": calls.session_logs("s"),
+    "session_audit": calls.session_audit("s", 5),
     "execute": calls.execute("s", ["true"], {"timeout": "5s"}),
     "run_code": calls.run_code("s", "1", {"language": "python"}),
     "read_file": calls.read_file("s", "x"),
