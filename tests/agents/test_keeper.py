@@ -48,11 +48,10 @@ async def test_requests_that_fail_between_two_looks_undo_a_canary(tmp_path: Path
     directory, counters = Directory(agent), Counters()
     keeper: Any = AgentKeeper(directory, ReadyProvider(), None, counters, clock, BundleStore(tmp_path))  # type: ignore[arg-type]
     await keeper.tick()
-    assert directory.agent.rollout is not None
-    assert directory.agent.rollout.phase is Phase.CANARY
+    assert [each.rollout.phase for each in directory.all() if each.rollout] == [Phase.CANARY]
     for _ in range(5):
         counters.of(agent.key_of(2)).live[500] += 1
     clock.advance(1.0)
     await keeper.tick()
-    assert directory.agent.rollout is None
+    assert [each.rollout for each in directory.all()] == [None]
     assert "5 of 5 requests failed" in directory.agent.events[-1].text
