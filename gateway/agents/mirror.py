@@ -76,7 +76,7 @@ class Mirror:
             return agent
         if _is_foreign(agent, seen):
             if self.problem(seen):
-                return agent  # left to whoever made the mistake; a rollback must not wait for that
+                return agent  # whoever made the mistake corrects it; a rollback must not wait for that
             raise StaleWriteError(f"AgentRuntime {agent.id} was changed in the cluster; try again")
         return _as_stored(agent, await self.objects.replace(seen, spec, note))
 
@@ -107,7 +107,7 @@ class Mirror:
         seen = self.find(agent)
         if seen is not None and (seen.uid == agent.uid or seen.note is not None):
             return False
-        # Asked, not remembered: what another gateway has just made may not have been told to this one.
+        # Read from the API server: this gateway's cache may not have what another one has just made.
         seen = await self.objects.get(agent.namespace, agent.name)
         return seen is None or (seen.uid != agent.uid and seen.note is None)
 
@@ -116,7 +116,7 @@ class Mirror:
         return await self.objects.get(agent.namespace, agent.name)
 
     def followed(self, agent: Agent, seen: AgentObject) -> Agent:
-        """The record with what somebody else wrote into the object; the same one if nobody did."""
+        """The record with the changes that others made to the object; the same object if there are none."""
         if seen.uid != agent.uid:
             agent = replace(agent, uid=seen.uid)
         if not _is_foreign(agent, seen):

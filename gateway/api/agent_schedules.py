@@ -32,7 +32,7 @@ class AgentSchedulesAPI:
 
     async def _list(self, request: Request) -> Response:
         key = agent_of(request)
-        runtime = self._catalog.choose(key)  # also where it is stopped, which is said: it misses its firings
+        runtime = self._catalog.choose(key)  # raises for one that is stopped, which misses its firings
         if runtime is None or not current().sees_runtime(runtime) or not current().uses(key):
             raise RuntimeNotFoundError(f"no agent {key.namespace[:64]}/{key.name[:64]}")
         runtime = self._catalog.get(key) or runtime  # that of most sessions, whose schedules fire
@@ -43,7 +43,7 @@ class AgentSchedulesAPI:
         if task is not None and not sees_task(current(), task):
             task = None
         outcome = None if task is None else str(task.state)
-        # A firing that found the queue full made no task; once tasks of its time are deleted nobody can say.
+        # A firing that found the queue full made no task. Nor is there one once tasks of that age have been deleted.
         if task is None and plan.last is not None and plan.task is None:
             outcome = "left out" if self._clock.now() - plan.last < self._retention else None
         return {

@@ -63,7 +63,7 @@ def require_runtime(catalog: RuntimeCatalog, claim: Claim, *, others: tuple[str,
 
 
 def require_name(text: Any, what: str) -> str:
-    """A name of Kubernetes."""
+    """A field that is a name by the rules of Kubernetes. Raises BadRequestError."""
     if not isinstance(text, str) or not _NAME.fullmatch(text):
         raise BadRequestError(f"{what}: expected a name of Kubernetes, got {repr(text)[:64]}")
     return text

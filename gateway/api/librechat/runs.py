@@ -79,7 +79,7 @@ class RunsAPI:
         return JSON(answer, headers=session_headers(session.id))
 
     async def _session(self, request: Request, job: Job) -> Session:
-        """Where the program runs."""
+        """The session that the request or one of its files names, else a new one."""
         for name in dict.fromkeys((job.session, *(each.session for each in job.files))):
             if (session := await self._found(request, name)) is not None and not is_shared(session):
                 request.state.session_id = session.id

@@ -44,7 +44,7 @@ class Stored:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """What requests name it by: see `file_id`."""
         return file_id(self.path)
 
 
@@ -85,7 +85,7 @@ class Storage:
         return session
 
     def files(self, session: Session) -> WorkspaceFiles:
-        """Its files."""
+        """Access to the files of a session's workspace."""
         return WorkspaceFiles(self._caller, session.id)
 
     async def list(self, session: Session) -> Sequence[Stored]:
