@@ -164,7 +164,8 @@ class AgentDirectory:
         seen = None if self._mirror is None else self._mirror.find(agent)
         if self._mirror is not None and seen is not None and (problem := self._mirror.problem(seen)):
             raise ConflictError(
-                f"agent {agent.id} was changed in the cluster to something that cannot be served; correct that first: {problem}"
+                f"agent {agent.id} was changed in the cluster to something that cannot be served;"
+                f" correct that first: {problem}"
             )
 
     async def _look_again(self, agent_id: str) -> None:
