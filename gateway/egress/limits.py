@@ -87,14 +87,19 @@ class Share:
         """Ask again for what was not to be had: others give back."""
         self._all_units = self._all_bytes = False
 
-    def pause(self, limits: Limits, moved: int, now: float) -> float:
-        """Seconds for which a transfer waits for more bytes. Has them asked for."""
+    def pause(self, limits: Limits, moved: int, now: float, *, again: bool) -> float:
+        """Seconds for which a transfer waits for more bytes. Has them asked for.
+
+        `again`: it has waited, and moved nothing since.
+        """
         if self._all_bytes or not self.is_low(limits, moved):
             return 0.0
         self.ask()
         if moved < self.bytes:
             return 0.0
-        return _SHORT_PAUSE_S if now - self.asked_at < _PATIENCE_S else _LONG_PAUSE_S
+        if now - self.asked_at < _PATIENCE_S:
+            return _SHORT_PAUSE_S
+        return 0.0 if again else _LONG_PAUSE_S
 
     def is_low(self, limits: Limits, moved: int) -> bool:
         """Whether more bytes should be asked for, before those that were given are used up."""
@@ -159,11 +164,13 @@ class Account:
         return self._moved >= self.limits.bytes if self.share is None else self.share.is_spent(self._moved)
 
     def moved(self, up: int, down: int, now: float) -> float:
-        """Count bytes. Returns the seconds after which the next may follow."""
+        """Count bytes, which may be none. Returns the seconds after which the next may follow."""
         self.up += up
         self.down += down
         delay = 0.0 if self._rate is None else self._rate.take(up + down, now)
-        return delay if self.share is None else max(delay, self.share.pause(self.limits, self._moved, now))
+        if self.share is None:
+            return delay
+        return max(delay, self.share.pause(self.limits, self._moved, now, again=not (up or down)))
 
     def wish(self) -> Wish:
         """What to ask for, of a share."""

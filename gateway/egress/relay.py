@@ -22,7 +22,8 @@ class Pipe:
     """One direction. `done` resolves when the source has ended and everything is passed on, or a side has failed.
 
     `count(n)` is called with each amount that was read, and returns the seconds until more may be read; negative: the
-    pipe ends. `moved` counts bytes. `failed`: the other direction has no use any more either.
+    pipe ends. After a pause, and after a sink that was slow, `count(0)` says whether there is still something to wait
+    for. `moved` counts bytes. `failed`: the other direction has no use any more either.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Pipe:
         self._ended = False
         self._reading = self._writing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._not_before = 0.0  # loop time until which nothing is read
         self.moved = 0
         self.failed = False
         self.done: asyncio.Future[None] = loop.create_future()
@@ -57,8 +59,19 @@ class Pipe:
         self.failed = True
         self._finish()
 
-    def _resume(self) -> None:
+    def _go_on(self) -> None:
+        """Read again, unless there is something to wait for: a sink that was slow takes away none of a pause."""
         self._timer = None
+        if self.done.done():
+            return
+        left = self._not_before - self._loop.time()
+        delay = left if left > 0 else self._count(0)
+        if delay:
+            self._pause(delay)
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
         if not self.done.done() and not self._reading:
             self._reading = True
             self._loop.add_reader(self._source.fileno(), self._readable)
@@ -78,6 +91,8 @@ class Pipe:
                 return
             self.moved += count
             delay = self._count(count)
+            if delay > 0:
+                self._not_before = self._loop.time() + delay
             # At once, from the buffer that all share: nothing else can run between the read and this, as there is no
             # await.
             if not self._send(_shared[:count]):
@@ -123,14 +138,14 @@ class Pipe:
         if self._ended:
             self._shut()
         else:
-            self._resume()
+            self._go_on()
 
     def _pause(self, delay: float) -> None:
         self._stop_reading()
         if delay < 0:
             self._fail()
         else:
-            self._timer = self._loop.call_later(delay, self._resume)
+            self._timer = self._loop.call_later(delay, self._go_on)
 
     def _end(self) -> None:
         """The source has ended: so does the sink, once it has everything."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
 from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
-from gateway.egress.limits import Account
+from gateway.egress.limits import Account, Share
 from gateway.egress.policy import Limits
+from gateway.egress.relay import CHUNK_BYTES, Pipe
 from tests.support.egress import open_proxy
 
 HOST = "origin.example.com"
@@ -50,3 +52,73 @@ async def test_downloads_wait_for_their_rate(gate: EgressGate, tmp_path: Path, e
         assert sum(await asyncio.gather(download(), download())) == 3_000_000
         # The last pieces, of 256 KiB each, are on their way before they are waited for.
         assert loop.time() - began > (3_000_000 - 2 * (256 << 10)) / 1_000_000 - 0.25
+
+
+async def test_sink_that_is_slow_takes_away_none_of_a_pause() -> None:
+    """What the kernel takes only in part waits for the sink, and then for the rest of the pause."""
+    loop = asyncio.get_running_loop()
+    source, feed = socket.socketpair()
+    sink, drain = socket.socketpair()
+    for each in (source, feed, sink, drain):
+        each.setblocking(False)
+    sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    feed.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    counts: list[int] = []
+
+    def count(amount: int) -> float:
+        counts.append(amount)
+        return 3600.0
+
+    pipe = Pipe(loop, source, sink, count)
+    sent = feed.send(b"x" * (3 * CHUNK_BYTES))
+    pipe.start()
+    received = 0
+    while not counts or received < counts[0]:
+        received += len(await loop.sock_recv(drain, CHUNK_BYTES))
+    for _ in range(20):  # turns of the loop, in which it would read on
+        await asyncio.sleep(0)
+    assert sent > counts[0] > 4096
+    assert (len(counts), pipe.moved) == (1, counts[0])
+    pipe.close()
+    for each in (source, feed, sink, drain):
+        each.close()
+
+
+async def test_nothing_is_read_while_there_is_something_to_wait_for() -> None:
+    """After a pause it is asked again, with no amount, before the next read."""
+    loop = asyncio.get_running_loop()
+    source, feed = socket.socketpair()
+    sink, drain = socket.socketpair()
+    for each in (source, feed, sink, drain):
+        each.setblocking(False)
+    asked = asyncio.Event()
+    waits = [0.001] * 5
+    amounts: list[int] = []
+
+    def count(amount: int) -> float:
+        amounts.append(amount)
+        if amount == 5 and len(amounts) > 1:
+            asked.set()
+        return waits.pop() if waits else 0.0
+
+    pipe = Pipe(loop, source, sink, count)
+    pipe.start()
+    feed.send(b"first")
+    assert await loop.sock_recv(drain, 10) == b"first"
+    feed.send(b"later")
+    async with asyncio.timeout(10):
+        await asked.wait()
+    assert amounts == [5, 0, 0, 0, 0, 0, 5]
+    pipe.close()
+    for each in (source, feed, sink, drain):
+        each.close()
+
+
+async def test_share_that_is_used_up_waits_for_the_answer_and_not_for_good() -> None:
+    """Nothing passes until it is late; then a piece each half second, so that a store that is away stops nobody."""
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    share, limits = Share(lambda: answer), Limits(bytes=1 << 20)
+    share.bytes, share.asked_at = 100, 50.0
+    assert share.pause(limits, 100, 50.1, again=False) == share.pause(limits, 100, 50.1, again=True) == 0.03
+    assert share.pause(limits, 100, 50.3, again=False) == 0.5
+    assert share.pause(limits, 100, 50.3, again=True) == 0.0

@@ -188,7 +188,8 @@ def test_an_image_is_deployed_and_kubectl_shows_it(both: tuple[Server, Cluster],
     words = ["deploy", "--image", "registry.example/greeter:1.2", "--env", "SAYS=hello", "--pool", "0"]
     with subprocess.Popen([sys.executable, "-m", "gateway", *words], env=environ, stdout=subprocess.DEVNULL) as deploy:
         try:
-            wait_until(lambda: [each["metadata"]["name"] for each in _all(cluster)] == ["greeter"], "it is there")
+            # The custom resource is written first, and the agent's record after it.
+            wait_until(lambda: server.client.get("/v1/agents/greeter").status_code == 200, "it is there")
         finally:
             deploy.kill()
     (container,) = resource(cluster, "greeter")["spec"]["podTemplate"]["spec"]["containers"]
