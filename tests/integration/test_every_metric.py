@@ -17,7 +17,7 @@ from tests.support.kube.served import in_cluster
 from tests.support.kube.simulator import ApiError
 from tests.support.redis_server import RedisServer
 from tests.support.serve import RUNTIME, Server, processes_of, serve
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -69,14 +69,18 @@ class Seen:
     def _before(self, name: str) -> dict[str, float]:
         return {} if name in AT_ONCE else self._first.get(name, {})
 
-    def until(self, *names: str) -> None:
+    def until(self, *names: str, within: float = LIMIT_S) -> None:
         """Scrape until all of these have moved."""
+        wanted = {f"wakegate_{name}" for name in names}
 
         def all_moved() -> bool:
             self.look()
-            return {f"wakegate_{name}" for name in names} <= self.moved
+            return wanted <= self.moved
 
-        wait_until(all_moved, f"{names} move; of them have {self.moved}")
+        try:
+            wait_until(all_moved, f"all of {names} move", within)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; did not move: {sorted(wanted - self.moved)}") from None
 
 
 @contextlib.contextmanager
@@ -115,7 +119,8 @@ def live_through(server: Server, seen: Seen) -> None:
     with contextlib.ExitStack() as others:
         for _ in range(4):  # with the session above one more than --max-sandboxes, and than there are warm ones
             others.enter_context(beside(ask_for_another))
-        seen.until("requests_held", "pool_misses", "errors", "queue_rejections")
+        # Three start cold, and the one too many is refused after the 10 s that a request is held for a sandbox.
+        seen.until("requests_held", "pool_misses", "errors", "queue_rejections", within=10 + LIMIT_S)
     seen.until("pool_lead_time_seconds", "pool_forecast_level", "pool_forecast_quantile", "event_loop_lag_seconds")
     seen.until("pool_target", "autoscaler_leads")
 
