@@ -19,6 +19,7 @@ from gateway.api.errors import error_response
 from gateway.api.jupyter.channels import Channels
 from gateway.api.open_terminal.socket import TerminalSocket
 from gateway.api.relay import is_relayed
+from gateway.api.router import IndexedRouter
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.identity import Identity
 from gateway.core.model import SessionId
@@ -54,10 +55,8 @@ class ControlApp:
         `acknowledge(session, restored)` is called once an answer with x-wakegate-restored has been delivered.
         `challenge` gives the WWW-Authenticate of a 401, where it is not the usual one.
         """
-        app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
-        # A path with a slash behind it is another path. Starlette would redirect to the one without, and clients that
-        # do not follow a redirect of a POST would fail with an answer that names no error.
-        app.router.redirect_slashes = False
+        app = Starlette(exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
+        app.router = IndexedRouter(routes)
         app.state.body_idle = body_idle
         app.state.peers = peers
         self._app = app

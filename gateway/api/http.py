@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 from starlette.datastructures import UploadFile
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
@@ -46,6 +46,14 @@ async def read_object(request: Request) -> Mapping[str, Any]:
     return value
 
 
+async def read_optional_object(request: Request) -> Mapping[str, Any]:
+    """As `read_object`; without a body an empty object."""
+    value = await read_json(request, MAX_BODY_BYTES, lambda body: orjson.loads(body or b"{}"))
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value
+
+
 async def read_json(request: Request, limit: int, loads: Callable[[bytes], Any] = orjson.loads) -> Any:
     """The body as JSON, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     body = await read_bytes(request, limit)
@@ -67,18 +75,18 @@ async def read_bytes(request: Request, limit: int) -> bytes:
 async def read_chunks(request: Request, limit: int | None) -> AsyncGenerator[bytes, None]:
     """The body as it comes, at most `limit` bytes of it. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     idle: float = request.app.state.body_idle
-    chunks, size = request.stream(), 0
-    while True:
+    size, more = 0, True
+    # ASGI's messages and not Request.stream(), which yields twice more after the last byte: each would need a timer.
+    while more:
         try:
             # Per chunk, not for the whole body: a slow upload is fine, a connection that sends nothing is not.
             async with asyncio.timeout(idle):
-                chunk = await anext(chunks, None)
+                message = await request.receive()
         except TimeoutError:
             raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
-        except ClientDisconnect:
-            raise BadRequestError("the client left while sending its request") from None
-        if chunk is None:
-            return
+        if message["type"] == "http.disconnect":
+            raise BadRequestError("the client left while sending its request")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if limit is not None and size > limit:
             raise TooLargeError(f"the body is larger than {limit} bytes")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -32,6 +35,8 @@ BODIES = {
     "same-key": b"{" + b",".join(b'"runtime":[]' for _ in range(20_000)) + b"}",
 }
 NAMES = ("..%2f..%2fetc%2fpasswd", "%00", "a%0d%0ax-evil:%201", "%2e%2e", "%ff", "a" * 3000, "*", "%F0%9F%98%80", "%25")
+MIB = 1 << 20
+PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 PLACEHOLDER = re.compile(r"\{[a-zA-Z_]+\}")
 
 
@@ -53,6 +58,33 @@ TERMINALS = ("post", "/open-terminal/api/terminals")
 
 def _is_empty(body: bytes) -> bool:
     return body in (BODIES["nothing"], BODIES["null"], BODIES["many-keys"], BODIES["same-key"])
+
+
+async def _spaces(count: int) -> AsyncIterator[bytes]:
+    """So many MiB of white space, chunked: neither JSON nor its end."""
+    for _ in range(count):
+        yield b" " * MIB
+
+
+@SHARED
+async def test_no_path_holds_a_body_without_an_end(kept_gateway: tuple[Served, ScriptedSandbox]) -> None:
+    """What an operation reads into memory is bounded, also where its body is optional: the rest is left unread."""
+    gateway, _ = kept_gateway
+    status = Path("/proc/self/status")
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        every = [
+            (method, path) for method in ("post", "put", "patch", "delete") for path in await paths(client, method)
+        ]
+    for method, path in every:
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # the peak is that of this request; the gateway is in this process
+        before = int(PEAK.findall(status.read_text())[0])
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # closed at the limit, while it is being sent
+                await client.request(method, PLACEHOLDER.sub("no-such-name", path), content=_spaces(64))
+        grown = int(PEAK.findall(status.read_text())[0]) - before
+        assert grown < 40 << 10, (method, path, f"{grown} KiB more than before")
 
 
 @SHARED

@@ -19,7 +19,7 @@ from gateway.api.agent_sandbox.index import ClaimIndex
 from gateway.api.agent_sandbox.reading import read_claim, require_name, require_runtime, seconds_until
 from gateway.api.agent_sandbox.records import Claim, claim_document, claim_of, list_document, sandbox_document
 from gateway.api.errors import Handler
-from gateway.api.http import JSON, read_object
+from gateway.api.http import JSON, read_object, read_optional_object
 from gateway.api.session_list import list_sessions
 from gateway.api.sessions import DELETED_BY_USER, create_session
 from gateway.core.agent_sandbox import CLAIM_GROUP, SANDBOX_GROUP, sandbox_name, session_of
@@ -177,7 +177,7 @@ class ClaimsAPI:
         return JSON(claim_document(*await self._require_claim(request)))
 
     async def _delete_claim(self, request: Request) -> Response:
-        body = await read_object(request) if await request.body() else {}
+        body = await read_optional_object(request)
         session, claim = await self._require_claim(request)
         conditions = body.get("preconditions")
         if isinstance(conditions, dict) and conditions.get("uid") not in (None, session.id):

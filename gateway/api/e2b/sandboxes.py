@@ -33,7 +33,7 @@ from gateway.api.e2b.sandbox_requests import (
     read_timeout,
 )
 from gateway.api.errors import Handler
-from gateway.api.http import JSON, read_metadata, read_object
+from gateway.api.http import JSON, read_metadata, read_object, read_optional_object
 from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session, live_session
 from gateway.core.clock import Clock
@@ -176,7 +176,7 @@ class SandboxesAPI:
         return Response(status_code=204)
 
     async def _connect(self, request: Request) -> Response:
-        body = await read_object(request) if await request.body() else {}
+        body = await read_optional_object(request)
         session = await self._require(request)
         was_running = session.state is SessionState.ACTIVE
         opened = await self._lifecycle.wake(session.id)
@@ -200,7 +200,7 @@ class SandboxesAPI:
         return Response(status_code=204)
 
     async def _refresh(self, request: Request) -> Response:
-        body = await read_object(request) if await request.body() else {}
+        body = await read_optional_object(request)
         session = await self._require(request)
         duration = read_timeout(body, "duration", _OLD_TIMEOUT_S)
         if ends_at(session) < self._clock.now() + duration:
@@ -223,8 +223,7 @@ class SandboxesAPI:
 
     async def _refuse(self, request: Request) -> Response:
         """What Wakegate has not; first come the errors of any request, by which clients tell what is wrong."""
-        if await request.body():
-            await read_object(request)
+        await read_optional_object(request)
         await self._require(request)
         verb = request.url.path.rpartition("/")[2]
         raise NotSupportedError(

@@ -2,7 +2,8 @@
 
 The SDK builds a server, a connection, streams and two tasks for each request, and validates what it gets and what it
 sends: 2 ms of CPU, as much as the call itself. A request counts as ordinary if it has the form that the SDK has
-accepted before from the same kind of client (the same `_meta`), and nothing that calls for more than one JSON answer.
+accepted before from the same kind of client (the same `_meta` and the same header fields that the SDK reads), and
+nothing that calls for more than one JSON answer.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from mcp import types
-from mcp.server.streamable_http import check_accept_headers
-from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request, find_duplicated_routing_header
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import __version__
 from gateway.api.tools.calls import Call
 
-_MAX_KNOWN, _MAX_META_BYTES = 256, 2048  # of a client's `_meta`, in which its name and its capabilities are
+_MAX_KNOWN, _MAX_FORM_BYTES = 256, 2048  # of a client's `_meta`, with its name and capabilities, and header fields
 _SERVER_INFO = {"io.modelcontextprotocol/serverInfo": {"name": "wakegate", "version": __version__}}
+_READ_BY_SDK = (b"accept", b"content-type")  # and what begins with mcp-
 
 
 class PlainCalls:
-    """Knows the clients whose calls the SDK has accepted. Its state: their `_meta`, the latest used last."""
+    """Knows the clients whose calls the SDK has accepted. Its state: the form of their calls, the latest used last."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, None] = OrderedDict()
@@ -45,45 +44,41 @@ class PlainCalls:
             or not isinstance(arguments, dict)
         ):
             return None
-        meta = params.get("_meta")
-        known = _key(meta)
-        request.state.mcp_meta = known
-        if known not in self._known or not _is_routed_as_it_says(request, message):
+        form = request.state.mcp_form = _form(params.get("_meta"), name, request.scope["headers"])
+        if form not in self._known:
             return None
-        self._known.move_to_end(known)
+        self._known.move_to_end(form)
         return Call(str(request_id), name, dict(arguments))
 
     def learn(self, request: Request) -> None:
         """The SDK has accepted this request: others of its form need not be checked by it."""
-        meta: bytes = getattr(request.state, "mcp_meta", b"")
-        if meta:
-            self._known[meta] = None
+        form: bytes = getattr(request.state, "mcp_form", b"")
+        if form:
+            self._known[form] = None
             if len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)
 
     @staticmethod
-    def answer(request_id: str | int, result: types.CallToolResult) -> Response:
-        """The JSON answer, as the SDK would send it."""
-        fields = result.model_dump(mode="json", by_alias=True, exclude_none=True)
-        fields["_meta"] = {**fields.get("_meta", {}), **_SERVER_INFO}
+    def answer(request_id: str | int, result: Mapping[str, Any]) -> Response:
+        """The JSON answer, as the SDK would send it; `result` has the fields of a CallToolResult by their aliases."""
+        fields = {**result, "_meta": {**result.get("_meta", {}), **_SERVER_INFO}}
         document = {"jsonrpc": "2.0", "id": request_id, "result": {"resultType": "complete", **fields}}
         return Response(orjson.dumps(document), media_type="application/json")
 
 
-def _key(meta: Any) -> bytes:
-    """A client's `_meta`; empty where a call is no ordinary one, as with a progress token, which is one of its keys."""
-    if not isinstance(meta, dict) or not all(name.startswith("io.modelcontextprotocol/") for name in meta):
+def _form(meta: Any, name: str, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """What the SDK's verdict on a call of this tool depends on, the same for all tools; empty for no ordinary call.
+
+    That is `_meta`, where a progress token is one of its keys, and header fields. Parameters in header fields are not
+    ordinary, nor is Mcp-Name if it is missing, sent twice, encoded or another tool's.
+    """
+    if not isinstance(meta, dict) or not all(key.startswith("io.modelcontextprotocol/") for key in meta):
         return b""
-    key = orjson.dumps(meta)
-    return key if len(key) <= _MAX_META_BYTES else b""
-
-
-def _is_routed_as_it_says(request: Request, message: Mapping[str, Any]) -> bool:
-    headers = request.headers
-    return (
-        headers.get("content-type", "").lower().startswith("application/json")
-        and check_accept_headers(request) == (True, True)
-        and find_duplicated_routing_header(headers.items()) is None
-        and not any(name.startswith("mcp-param-") for name in headers)
-        and not isinstance(classify_inbound_request(message, headers=dict(headers)), InboundLadderRejection)
-    )
+    read = [(field, value) for field, value in headers if field in _READ_BY_SDK or field.startswith(b"mcp-")]
+    names = [value for field, value in read if field == b"mcp-name"]
+    if names != [name.encode("utf-8", "replace")] or any(field.startswith(b"mcp-param-") for field, _ in read):
+        return b""
+    # A field ends at its NUL, which no value contains: other fields cannot make the same bytes.
+    parts = [part for field, value in read if field != b"mcp-name" for part in (field, value)]
+    form = b"\0".join([*parts, orjson.dumps(meta)])
+    return form if len(form) <= _MAX_FORM_BYTES else b""

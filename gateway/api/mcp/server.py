@@ -57,6 +57,7 @@ _INSTRUCTIONS = (
     "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
     "call and while nobody uses it. It has no network. Work in /workspace."
 )
+Result = dict[str, Any]  # the fields of a CallToolResult, by their aliases
 _HANDLE_SCHEMA = {
     "type": "string",
     "description": "The session to work in, as the first result named it. Without it a new, empty session is made.",
@@ -70,7 +71,7 @@ class ToolServer:
         self._service = service
         self._sessions = sessions
         self._catalog = catalog
-        self._running: dict[tuple[SessionId, str | int], asyncio.Task[types.CallToolResult]] = {}
+        self._running: dict[tuple[SessionId, str | int], asyncio.Task[Result]] = {}
         self._plain = PlainCalls()
         self._server: Server[Any] = Server(
             "wakegate",
@@ -143,7 +144,7 @@ class ToolServer:
         """Run a call with a progress notification every few seconds; cancel it when the client cancels or leaves."""
         request, report = _request_of(context), _Reporter(context)
         self._plain.learn(request)
-        task: asyncio.Task[types.CallToolResult] | None = getattr(request.state, "mcp_call", None)
+        task: asyncio.Task[Result] | None = getattr(request.state, "mcp_call", None)
         if task is None:
             call = Call(str(context.request_id), params.name, dict(params.arguments or {}))
             # Progress may be sent only under a token that the client has given; without one, output is not even
@@ -159,13 +160,13 @@ class ToolServer:
             if task.cancelled():
                 text = types.TextContent(text="Error (cancelled): the call was cancelled")
                 return types.CallToolResult(content=[text], is_error=True)
-            return task.result()
+            return types.CallToolResult.model_validate(task.result())
         finally:
             task.cancel()
 
     def _begin(
         self, request: Request, request_id: str | int, call: Call, progress: Progress | None
-    ) -> asyncio.Task[types.CallToolResult]:
+    ) -> asyncio.Task[Result]:
         """Start a call in a task of its own, which a client can cancel by the call's id. Raises MCPError."""
         makes_session = False
         if takes_handle := _takes_handle(request):
@@ -201,7 +202,7 @@ class ToolServer:
         *,
         ensures: bool,
         names_session: bool,
-    ) -> types.CallToolResult:
+    ) -> Result:
         report = request.state.loss_report = new_loss_report()  # endpoint.py acknowledges it with the delivered answer
         try:
             if ensures:
@@ -213,7 +214,7 @@ class ToolServer:
             # A first result has its text twice.
             max_bytes = _MAX_ANSWER_BYTES // 2 if names_session else _MAX_ANSWER_BYTES
             result = await self._service.run_once(session_id, tools, call, progress, max_bytes=max_bytes)
-        return _answer(str(request.base_url), session_id, result, report, names_session=names_session)
+        return _answer(request, session_id, result, report, names_session=names_session)
 
 
 class _Reporter:
@@ -295,28 +296,32 @@ def _with_handle(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    base_url: str,
+    request: Request,
     session_id: SessionId,
     result: ToolResult,
     report: LossReport,
     *,
     names_session: bool,
-) -> types.CallToolResult:
-    """A result. `names_session`: it is the first of a session that no one knows yet."""
-    content: list[types.ContentBlock] = []
+) -> Result:
+    """The fields of a CallToolResult. `names_session`: it is the first of a session that no one knows yet.
+
+    Plain, since the SDK's models of it cost 60 us to make and to write out, and an ordinary call needs neither.
+    """
     # An answer of pictures alone has no empty text before them.
     lines = [result.text] if result.text or not result.images else []
-    lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
+    links = [each for each in result.originals if not each.is_known]
+    if links:
+        base_url = str(request.base_url)
+        lines += [link_of(base_url, session_id, each).line() for each in links]
     if report.restored is not None:
         lines.append(report.text())
-    structured: dict[str, Any] | None = None
+    fields: Result = {"content": [], "isError": result.failed}
     if names_session:
-        structured = {HANDLE: session_id, "output": "\n".join(lines)}
+        fields["structuredContent"] = {HANDLE: session_id, "output": "\n".join(lines)}
         lines.append(f"[{HANDLE}: {session_id}; pass it with the next call to go on with these files and variables]")
     if lines:
-        content.append(types.TextContent(text="\n".join(lines)))
-    content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
-    meta = {} if report.restored is None else {RESTORED_META: report.restored}
-    return types.CallToolResult(
-        content=content, structured_content=structured, is_error=result.failed, _meta=meta or None
-    )
+        fields["content"].append({"type": "text", "text": "\n".join(lines)})
+    fields["content"] += [{"type": "image", "data": image.data, "mimeType": image.mime} for image in result.images]
+    if report.restored is not None:
+        fields["_meta"] = {RESTORED_META: report.restored}
+    return fields

@@ -123,7 +123,10 @@ def test_known_clients_are_bounded(calls: PlainCalls) -> None:
 
 def test_answer_has_the_sdks_form() -> None:
     """The type of the result, what is empty left out, and the server's own name in `_meta`, beside what is there."""
-    result = types.CallToolResult(content=[types.TextContent(text="é")], _meta={"wakegate/restored": "none"})
+    content: list[types.ContentBlock] = [types.TextContent(text="é")]
+    result = {"content": [{"type": "text", "text": "é"}], "isError": False, "_meta": {"wakegate/restored": "none"}}
+    theirs = types.CallToolResult(content=content, _meta={"wakegate/restored": "none"})
+    assert {"resultType": "complete", **result} == theirs.model_dump(mode="json", by_alias=True, exclude_none=True)
     document = orjson.loads(PlainCalls.answer("i", result).body)
     info = document["result"].pop("_meta")
     assert document == {
