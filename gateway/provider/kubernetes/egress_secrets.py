@@ -14,12 +14,12 @@ import base64
 import binascii
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.clock import Clock
-from gateway.core.model import Secret
+from gateway.core.model import RuntimeKey, Secret
 from gateway.egress.credentials import check_value, host_rules
 from gateway.egress.notation import Grant
 from gateway.egress.rules import uncovered
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # A value that was replaced, or is lent no more, counts this long for new connections. Asked about are Secrets that
 # sandboxes use now, so the API server is asked three times a minute for each.
 _FRESH_S = 20.0
+_REPORT_FRESH_S = 60.0  # for statuses: a runtime that names what it may not read costs a refused request a minute
 _MAX_KEPT = 1024  # names come from manifests, which people may write whom nobody trusts
 _OWN = (names.KEYS_SECRET, names.AUTHORITY_SECRET)
 
@@ -41,7 +42,7 @@ class _Known:
 
     found: Mapping[str, Any] | None
     refused: str
-    until: float
+    read_at: float
 
 
 class LentSecrets:
@@ -58,10 +59,22 @@ class LentSecrets:
         await asyncio.gather(*(self._learn(name) for name in {each.secret for each in grant.secrets if each.secret}))
         return lambda secret: self._value(secret, grant.runtime)
 
-    async def _learn(self, name: str) -> None:
-        """Read a Secret unless it was read a moment ago; several that ask at once ask the server once."""
+    async def problems(self, runtime: RuntimeKey, secrets: Sequence[Secret]) -> list[str]:
+        """Why requests of a runtime's sandboxes get no value for some of these secrets; empty if they get all."""
+        found = []
+        for secret in secrets:
+            if secret.secret:
+                await self._learn(secret.secret, _REPORT_FRESH_S)
+                try:
+                    self._lent(secret, str(runtime))
+                except ValueError as error:
+                    found.append(f"{secret.name}: Secret {self._namespace}/{secret.secret} {error}")
+        return found
+
+    async def _learn(self, name: str, fresh_s: float = _FRESH_S) -> None:
+        """Read a Secret unless it was read so shortly ago; several that ask at once ask the server once."""
         known = self._known.get(name)
-        if known is not None and self._clock.monotonic() < known.until:
+        if known is not None and self._clock.monotonic() < known.read_at + fresh_s:
             return
         reading = self._reading.get(name)
         if reading is None:
@@ -83,7 +96,7 @@ class LentSecrets:
                     found, refused = earlier.found, earlier.refused  # what was lent is not taken back by an outage
                 else:
                     refused = f"cannot be read: {error}"
-        self._known[name] = _Known(found, refused, self._clock.monotonic() + _FRESH_S)
+        self._known[name] = _Known(found, refused, self._clock.monotonic())
         self._known.move_to_end(name)
         while len(self._known) > _MAX_KEPT:
             self._known.popitem(last=False)

@@ -66,8 +66,10 @@ class Cluster:
         provider: KubernetesProvider,
         keys: KeyRing,
         sharing: SharedKeys,
+        lent: LentSecrets | None = None,
     ) -> None:
-        self._settings, self._api = settings, api
+        """`lent`: where this gateway has an egress service."""
+        self._settings, self._api, self._lent = settings, api, lent
         self.catalog, self.provider, self.keys, self.sharing = catalog, provider, keys, sharing
         self._applying = asyncio.Lock()
         namespaces = [name for name in settings.kube_namespaces.split(",") if name]
@@ -138,7 +140,8 @@ class Cluster:
             pool = await _pool_status(provider, shown)
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             verdict = self.catalog.admission.of(shown)
-            status = make_status(declared.status, declared.generation, declared.problems, pool, now, verdict)
+            secrets = await self._secret_problems(declared.runtime)
+            status = make_status(declared.status, declared.generation, declared.problems, pool, now, verdict, secrets)
             if status != declared.status:
                 path = names.runtimes(key.kind, key.namespace, key.name, "status")
                 # In a merge patch null removes a field: a runtime that is not served any more has no pool.
@@ -148,6 +151,11 @@ class Cluster:
                 except KubeError as error:
                     if error.http_status not in (404, 409):
                         raise  # else it is gone, or changed: the watch tells how, and the next look writes
+
+    async def _secret_problems(self, runtime: Runtime | None) -> Sequence[str] | None:
+        if self._lent is None or runtime is None or not any(each.secret for each in runtime.secrets):
+            return None
+        return await self._lent.problems(runtime.key, runtime.secrets)
 
 
 async def _pool_status(provider: SandboxProvider, key: RuntimeKey) -> PoolStatus | None:
@@ -190,8 +198,7 @@ async def join_cluster(
             settle=settings.key_settle,
         )
         await sharing.open()
-        if gate is not None:
-            await _share_egress(settings, api, clock, namespaces, gate)
+        lent = None if gate is None else await _share_egress(settings, api, clock, namespaces, gate)
         catalog = WatchedCatalog(
             api,
             namespaces,
@@ -208,19 +215,21 @@ async def join_cluster(
         await api.aclose()
         raise SettingsError([f"--engine kubernetes: {error}; `wakegate doctor` says what is missing"]) from error
     provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
-    return Cluster(settings, api, catalog, provider, keys, sharing)
+    return Cluster(settings, api, catalog, provider, keys, sharing, lent)
 
 
 async def _share_egress(
     settings: Settings, api: KubeApi, clock: Clock, namespaces: Sequence[str], gate: EgressGate
-) -> None:
-    """What pods of runtimes that name hosts trust, and the values that their requests get.
+) -> LentSecrets:
+    """What pods of runtimes that name hosts trust, and the values that their requests get, which are returned.
 
     Raises KubeError, SettingsError.
     """
     own = settings.kube_gateway_namespace
     await SharedAuthority(api, settings.state_dir / EGRESS_FOLDER, clock, own, namespaces, gate.bundle).open()
-    gate.on_secrets(LentSecrets(api, own, clock).values)
+    lent = LentSecrets(api, own, clock)
+    gate.on_secrets(lent.values)
+    return lent
 
 
 def _namespaces(settings: Settings) -> list[str]:

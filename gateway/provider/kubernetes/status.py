@@ -7,13 +7,13 @@ and the condition are AgentCube's own fields; `status.pool` is ours, for the pri
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.core.model import PoolStatus
 from gateway.provider.kubernetes.admission import Verdict
 
-LOST, ACCEPTED = "SandboxLost", "Accepted"  # types of conditions
+LOST, ACCEPTED, SECRETS = "SandboxLost", "Accepted", "SecretsReady"  # types of conditions
 # What the API accepts as a reason (metav1.Condition), without `_`, `,` and `:`.
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
@@ -25,10 +25,12 @@ def make_status(
     pool: PoolStatus | None,
     now: str,
     images: Verdict | None = None,
+    secrets: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The whole status. `present` is the one there now: times of transition stay as long as nothing changes.
 
     `pool` None: the runtime is not served (yet). `now` is an API time. `images`: what the rules for images say of it.
+    `secrets`: what is wrong with the values that its sandboxes' requests get; None: they get none.
     """
     accepted = acceptance(problems, images)
     holds, reason, message = ready(pool) if accepted[0] == "True" else accepted
@@ -36,8 +38,11 @@ def make_status(
     conditions = [condition, _condition(present, ACCEPTED, *accepted, generation, now)]
     if pool is not None:
         conditions.append(_lost(present, generation, pool, now))
+    if secrets is not None:
+        held, reason, message = ("False", "NotLent", "; ".join(secrets)) if secrets else ("True", "Lent", "")
+        conditions.append(_condition(present, SECRETS, held, reason, message, generation, now))
     # A merge patch replaces a list whole, so conditions of other writers are sent along.
-    mine = {each["type"] for each in conditions}
+    mine = {each["type"] for each in conditions} | {SECRETS}
     others = [each for each in present.get("conditions") or [] if each.get("type") not in mine]
     status: dict[str, Any] = {"conditions": [*others, *conditions], "ready": holds == "True"}
     if pool is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.model import Secret
+from gateway.core.model import RuntimeKey, Secret
 from gateway.egress.notation import Grant
 from gateway.provider.kubernetes import connect, names
 from gateway.provider.kubernetes.egress_secrets import LentSecrets, check_lent
@@ -109,6 +109,27 @@ async def test_value_is_the_secrets_own_and_follows_it(
     assert sum("is not lent to it" in line and "team-a/one" in line for line in caplog.messages) == 1
     assert "8 to 4096 characters, got 1" in caplog.text
     assert VALUE not in caplog.text
+
+
+async def test_problems_are_of_what_is_missing_and_end_with_it(
+    lent: tuple[Cluster, LentSecrets, ManualClock],
+) -> None:
+    """As statuses have them: each with its Secret, looked at once a minute, and none for what is lent."""
+    cluster, secrets, clock = lent
+    runtime = RuntimeKey("team-a", "one")
+    lend(cluster, "lent", {"k": VALUE}, to="team-a/one", hosts=HOST)
+    every = [SECRET, Secret("NO_FIELD", (HOST,), secret="lent", key="x"), Secret("LOCAL", (HOST,), env="A")]
+    every.append(Secret("NO_ROLE", (HOST,), secret="other", key="k"))
+    found = await secrets.problems(runtime, every)
+    assert [text.partition(" ")[0] for text in found] == ["NO_FIELD:", "NO_ROLE:"]
+    assert found[0] == "NO_FIELD: Secret wakegate/lent has no field x"
+    asked = dict(cluster.api.counts)
+    lend(cluster, "other", {"k": VALUE}, to="team-a/one", hosts=HOST)
+    clock.advance(59)
+    assert await secrets.problems(runtime, every) == found
+    assert dict(cluster.api.counts) == asked
+    clock.advance(2)
+    assert await secrets.problems(runtime, every) == found[:1]
 
 
 def away(folder: Path) -> Path:

@@ -22,6 +22,7 @@ from gateway.provider.kubernetes.egress import make_egress
 from gateway.provider.kubernetes.template import PodDefaults, make_template
 from tests.support.internet import OTHER, PUBLIC, Internet, internet
 from tests.support.kube.clusters import REAL, in_thread
+from tests.support.kube.recovery import condition
 from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for, lend
 from tests.support.kube.simulator import Cluster
 from tests.support.kube.spreading import spreading
@@ -194,6 +195,18 @@ def test_tls_is_ended_for_methods_paths_and_lent_secrets(server: Server, world: 
     wait_until(lambda: len(log_of(server, session)["log"]) == 5, "the session's list has all")
     found = {line["host"]: line["secrets"] for line in log_of(server, session)["log"] if line["secrets"]}
     assert found == {"origin.example.com": "API_KEY"}
+
+
+def test_status_says_which_secret_is_not_lent(server: Server, cluster: Cluster) -> None:
+    """Who applies the runtime reads it there, before a sandbox has asked; one without secrets has no such line."""
+    wait_until(lambda: condition(cluster, "ended", "SecretsReady")["status"] == "False", "the status is written")
+    found = condition(cluster, "ended", "SecretsReady")
+    assert found["reason"] == "NotLent"
+    assert found["message"].startswith("OTHER_KEY: Secret wakegate/other is not lent to it")
+    assert "API_KEY" not in found["message"]
+    assert VALUE not in found["message"]
+    wait_until(lambda: condition(cluster, "my-interpreter")["status"], "the other's status is written too")
+    assert condition(cluster, "my-interpreter", "SecretsReady")["status"] is None
 
 
 def test_package_is_downloaded_once_for_all_sandboxes(server: Server, world: Internet) -> None:
