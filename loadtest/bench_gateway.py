@@ -29,7 +29,7 @@ from gateway.testing import ScriptedProvider, scripted_gateway
 
 
 async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any], *, rated: bool) -> None:
-    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` are those of gateway/core/settings.py."""
+    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` are those of gateway/core/settings."""
     clock = SystemClock()
     provider: SandboxProvider
     if endpoint is None:

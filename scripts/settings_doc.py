@@ -26,21 +26,16 @@ COLUMNS = """
 
 
 def document() -> str:
-    """The page's content. Raises SystemExit if a setting belongs to no group."""
+    """The page's content."""
     sys.path.insert(0, str(ROOT))
-    from gateway.cli.flags import GROUPS, readable_default
-    from gateway.core.settings import ENV_PREFIX, Settings
+    from gateway.cli.flags import readable_default
+    from gateway.core.settings import ENV_PREFIX, THEMES
 
-    known = {field.name: field for field in fields(Settings)}
-    # A setting without a group would have a flag that no help shows.
-    grouped = {name for names in GROUPS.values() for name in names}
-    if missing := known.keys() - grouped:
-        raise SystemExit(f"gateway/cli/flags.py: GROUPS lacks {', '.join(sorted(missing))}")
     parts = [HEAD]
-    for title, names in GROUPS.items():
+    for title, theme in THEMES.items():
         parts.append(f"\n## {title[0].upper()}{title[1:]}\n{COLUMNS}")
-        for name in names:
-            field = known[name]
+        for field in fields(theme):
+            name = field.name
             # An empty default is left blank: `""` in a table says nothing to a reader.
             default = "" if field.default in ("", (), Path()) else readable_default(field)
             # A bar in the text would begin another column.
