@@ -1,11 +1,9 @@
-"""The processes of a control plane on 127.0.0.1, with certificates, tokens and RBAC as a cluster has them."""
+"""The processes of a control plane, with certificates, tokens and RBAC as a cluster has them."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import http.client
-import ipaddress
 import json
 import os
 import secrets
@@ -13,21 +11,18 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
+
+from tests.support.kube.real.certificates import Authority
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 SCHEDULERS = ("default-scheduler", "agent-scheduler", "volcano")
 _START_S = 90.0
-_PEM = serialization.Encoding.PEM
-_PLAIN = serialization.NoEncryption()
 
 # What each client is, as a token of the API server: user and groups.
 _CLIENTS = {
@@ -36,23 +31,45 @@ _CLIENTS = {
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
 }
+_NO_CLIENTS: Mapping[str, tuple[str, str]] = MappingProxyType({})
+_NO_FLAGS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Plane:
-    """A control plane's processes. Logs and data are in `folder`."""
+    """A control plane's processes. Logs and data are in `folder`.
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self._programs, self._folder = programs, folder
+    `address` and `port`: where its API is; `hosts`: further names for its certificate. `clients`: further users, as
+    `_CLIENTS` has them. `flags`: further flags of a program.
+    """
+
+    def __init__(
+        self,
+        programs: Path,
+        folder: Path,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        hosts: Sequence[str] = (),
+        clients: Mapping[str, tuple[str, str]] = _NO_CLIENTS,
+        flags: Mapping[str, Sequence[str]] = _NO_FLAGS,
+    ) -> None:
+        self._programs, self._folder, self._address, self._more = programs, folder, address, flags
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._etcd, self._peer, self.port = _free_ports(3)
-        self.tokens = {name: secrets.token_hex(16) for name in _CLIENTS}
+        self._etcd, self._peer, free = _free_ports(3)
+        self.port = port or free
+        self._clients = {**_CLIENTS, **clients}
+        self.tokens = {name: secrets.token_hex(16) for name in self._clients}
         folder.mkdir(parents=True, exist_ok=True)
-        self.ca = folder / "ca.crt"
+        authority = Authority(folder)
+        self.ca = authority.certificate
+        authority.sign("server", "kube-apiserver", hosts=("127.0.0.1", "localhost", *hosts))
+        authority.sign("kubelet-client", "kube-apiserver", group="system:masters")
+        authority.make_account_key()
 
     @property
     def url(self) -> str:
         """The URL of the API server."""
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self._address}:{self.port}"
 
     def kubeconfig(self, token: str, path: Path) -> Path:
         """A kubeconfig file for whoever has that token."""
@@ -74,8 +91,7 @@ class Plane:
 
     def start(self) -> None:
         """Everything, until the API server is ready and the default service account is there."""
-        self._make_certificates()
-        rows = [f'{self.tokens[name]},{user},{name},"{group}"' for name, (user, group) in _CLIENTS.items()]
+        rows = [f'{self.tokens[name]},{user},{name},"{group}"' for name, (user, group) in self._clients.items()]
         (self._folder / "tokens.csv").write_text("\n".join(rows) + "\n")
         self.start_etcd()
         self.start_api()
@@ -170,7 +186,8 @@ class Plane:
     def _run(self, name: str, *flags: str) -> None:
         with open(self._folder / f"{name}.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
-                [str(self._programs / name), *flags], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [str(self._programs / name), *flags, *self._more.get(name, ())],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env={"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMAXPROCS": "2"},
                 start_new_session=True,
             )  # fmt: skip
@@ -193,7 +210,7 @@ class Plane:
     def _answers(self, path: str) -> bool:
         """By hand: httpx loses sight of a socket whose handshake a starting server breaks off."""
         context = ssl.create_default_context(cafile=str(self.ca))
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=context)
+        connection = http.client.HTTPSConnection(self._address, self.port, timeout=10, context=context)
         try:
             connection.request("GET", path, headers={"authorization": f"Bearer {self.tokens['admin']}"})
             return connection.getresponse().status == 200
@@ -201,38 +218,6 @@ class Plane:
             return False
         finally:
             connection.close()
-
-    def _make_certificates(self) -> None:
-        ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        ca = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test-ca")])
-        server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-        now = datetime.datetime.now(datetime.UTC)
-
-        def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-            return (
-                x509.CertificateBuilder().subject_name(subject).issuer_name(ca).public_key(key.public_key())
-                .serial_number(x509.random_serial_number())
-                .not_valid_before(now - datetime.timedelta(minutes=5)).not_valid_after(now + datetime.timedelta(days=1))
-            )  # fmt: skip
-
-        usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-        top = (
-            builder(ca, ca_key).add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
-            .sign(ca_key, hashes.SHA256())
-        )  # fmt: skip
-        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
-        leaf = (
-            builder(server, server_key).add_extension(x509.SubjectAlternativeName(names), False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
-            .sign(ca_key, hashes.SHA256())
-        )  # fmt: skip
-        self.ca.write_bytes(top.public_bytes(_PEM))
-        (self._folder / "server.crt").write_bytes(leaf.public_bytes(_PEM))
-        accounts = rsa.generate_private_key(65537, 2048)
-        for name, key in (("server", server_key), ("accounts", accounts)):
-            pem = key.private_bytes(_PEM, serialization.PrivateFormat.TraditionalOpenSSL, _PLAIN)
-            (self._folder / f"{name}.key").write_bytes(pem)
 
 
 def missing(programs: Path) -> list[str]:
