@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gateway.app.gateway import Gateway
 
 
+_DEFAULT_URL = "http://127.0.0.1:8080"  # of the command, whose package a gateway does not import
+
+
 def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
     """The banner of a running gateway: its engine's summary is complete only then.
 
@@ -54,11 +57,16 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
             f"""  S=$({curl} {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
             f"""  {curl} {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
         ]
+        # The address only where the command would not find it by itself.
+        key = "WAKEGATE_API_KEY=$KEY " if requires_identity(settings) else ""
+        at = "" if url == _DEFAULT_URL else f" --url {url}"
+        lines.append(f"  {key}.venv/bin/wakegate run{at} python3 -c 'print(1)'")
     if requires_identity(settings):
         lines.insert(0, f"  KEY=$(.venv/bin/wakegate keys create --role member{_store_flags(settings)})")
     facts = [("serves", line) for line in runtimes]
     facts += [(word, text) for word, _, text in (line.partition(": ") for line in engine)]
     facts.append(("access", _access(settings)))
+    facts.append(("console", f"{url}/ in a browser"))
     facts.append(("state", str(settings.state_dir)))
     if settings.workers > 1:
         facts.append(("workers", f"{settings.workers} processes share this port"))

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 
@@ -35,8 +36,8 @@ async def run(settings: Settings, arguments: argparse.Namespace) -> int:
                     lifetime=_seconds("--expires", arguments.expires),
                 )
                 _show(*made, arguments.format)
-            case "list":
-                _list(await directory.list(arguments.of_tenant), as_json=arguments.json)
+            case "list" | "ls":
+                _list(await directory.list(arguments.of_tenant), "lines" if arguments.json else arguments.output)
             case "revoke":
                 key = await directory.revoke(arguments.key_id)
                 print(f"revoked {key.id} ({key.role} of {key.tenant})")
@@ -66,21 +67,39 @@ def _show(text: str, key: APIKey, form: str) -> None:
     print(e2b_spelling(text) if form == "e2b" else text)
 
 
-def _list(found: Sequence[APIKey], *, as_json: bool) -> None:
-    if not as_json:
-        print(_COLUMNS.format("ID", "ROLE", "TENANT", "NAME", "EXPIRES", "LAST USED", "RUNTIMES"))
-    for key in found:
-        expires = "" if key.expires_at is None else rfc3339(key.expires_at)
-        used = "" if key.last_used_at is None else rfc3339(key.last_used_at)
-        runtimes = sorted(key.runtimes)
-        if as_json:
-            print(orjson.dumps({
-                "id": key.id, "role": key.role, "tenant": key.tenant, "name": key.name, "user": key.user,
-                "runtimes": runtimes, "expiresAt": expires or None, "lastUsedAt": used or None,
-            }).decode())  # fmt: skip
-        else:
-            row = (key.id, key.role, key.tenant, key.name, expires or "never", used or "never", ",".join(runtimes))
-            print(_COLUMNS.format(*row).rstrip())
+def _list(found: Sequence[APIKey], form: str) -> None:
+    """`form`: of -o, or `lines`: a JSON object a line."""
+    documents = [_document(key) for key in found]
+    match form:
+        case "lines":
+            for each in documents:
+                print(orjson.dumps(each).decode())
+        case "json":
+            print(orjson.dumps(documents, option=orjson.OPT_INDENT_2).decode())
+        case "yaml":
+            import yaml
+
+            print(yaml.safe_dump(documents, sort_keys=False), end="")
+        case "name":
+            for key in found:
+                print(key.id)
+        case _ if not found:
+            print("no keys; `wakegate keys create --role admin` makes one", file=sys.stderr)
+        case _:
+            print(_COLUMNS.format("ID", "ROLE", "TENANT", "NAME", "EXPIRES", "LAST USED", "RUNTIMES"))
+            for each in documents:
+                ends, used = each["expiresAt"] or "never", each["lastUsedAt"] or "never"
+                runtimes = ",".join(each["runtimes"]) or "all"
+                row = (each["id"], each["role"], each["tenant"], each["name"], ends, used, runtimes)
+                print(_COLUMNS.format(*row).rstrip())
+
+
+def _document(key: APIKey) -> dict[str, Any]:
+    return {
+        "id": key.id, "role": str(key.role), "tenant": key.tenant, "name": key.name, "user": key.user,
+        "runtimes": sorted(key.runtimes), "expiresAt": None if key.expires_at is None else rfc3339(key.expires_at),
+        "lastUsedAt": None if key.last_used_at is None else rfc3339(key.last_used_at),
+    }  # fmt: skip
 
 
 def _seconds(flag: str, text: str | None) -> float | None:

@@ -24,14 +24,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit. argparse would print the usage of all flags before it, several screens."""
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        stop = "" if message.endswith("?") else ";"
+        print(f"{self.prog}: {message}{stop} see {self.prog} --help", file=sys.stderr)
         raise SystemExit(USAGE_ERROR)
 
+    def verbs(self) -> dict[str, Parser]:
+        """Parsers of its verbs, by name."""
+        # Of a list of verbs alone argparse keeps the choices as a mapping.
+        return next((each.choices for each in self._actions if isinstance(each.choices, dict)), {})
+
+    def options(self) -> list[argparse.Action]:
+        """Its flags, without those that are for the gateway itself."""
+        return [each for each in self._actions if each.option_strings and each.help != argparse.SUPPRESS]
+
     def suggestion(self, flag: str) -> str:
-        """`; did you mean --x?` for the closest known flag, or an empty text."""
+        """`, did you mean --x?` for the closest known flag, or an empty text."""
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         close = difflib.get_close_matches(flag.partition("=")[0], known, 1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return f", did you mean {close[0]}?" if close else ""
 
 
 class _TopParser(Parser):
@@ -108,8 +118,11 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
         "--runtime", dest="scopes", action="append", default=[], metavar="NAMESPACE/NAME",
         help="the only runtime that it may use; may be repeated",
     )  # fmt: skip
-    listing = verbs.add_parser("list", help="list keys")
+    listing = verbs.add_parser("list", aliases=["ls"], help="list keys")
     listing.add_argument("--tenant", dest="of_tenant", help="only those of this tenant")
+    listing.add_argument(
+        "-o", "--output", choices=("table", "json", "yaml", "name"), default="table", help="name: ids alone"
+    )
     listing.add_argument("--json", action="store_true", help="one JSON object per key and line")
     revoke = verbs.add_parser("revoke", help="end a key, at every gateway within two seconds")
     revoke.add_argument("key_id", metavar="ID")
@@ -129,13 +142,16 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line. For an unknown flag or command, exit with status 2 and a suggestion."""
     parser, commands = make_parser(words)
+    if not words:  # as docker and kubectl do
+        print(parser.format_help(), end="", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
     # argparse would list the commands as an "invalid choice", without a suggestion.
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in commands:
         if named in COMMANDS:
             parser.error(f"{named} comes first, its flags behind it")
         close = difflib.get_close_matches(named, [*commands, *COMMANDS], 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f", did you mean {close[0]}?" if close else ""
         parser.error(f"unknown command {named}{hint}")
     # parse_known_args, as parse_args reports unknown flags for the top parser, which does not know the command's.
     arguments, unknown = parser.parse_known_args(words)

@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, Remote] = {
     "deploy": Remote("gateway.cli.deploy.deploy:deploy", "put code on the gateway as an agent", _AGENTS),
     "rollout": Remote("gateway.cli.deploy.rollout:app", "status, history and undo of changes to an agent", _AGENTS),
     "invoke": Remote(_REMOTE + "invoke:invoke", "ask an agent something, now or in the background", _AGENTS),
-    "tasks": Remote(_REMOTE + "tasks:app", "background invocations: list, show, result, cancel, retry", _AGENTS),
+    "tasks": Remote(_REMOTE + "tasks:app", "background invocations: list, get, result, cancel, retry", _AGENTS),
     "top": Remote(_REMOTE + "top:top", "watch sandboxes, pools and queues", _GATEWAY),
     "pools": Remote(_REMOTE + "pools:app", "warm pools, and why each has its size", _GATEWAY),
     "runtimes": Remote(_REMOTE + "runtimes:app", "list, show and check runtimes", _GATEWAY),

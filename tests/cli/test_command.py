@@ -41,10 +41,10 @@ def test_every_setting_is_in_one_group_of_the_help() -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["serve", "--prot", "9"], "unknown argument --prot; did you mean --port?"),
+        (["serve", "--prot", "9"], "unknown argument --prot, did you mean --port?"),
         (["serve", "--snapshot", "x"], "did you mean --snapshots?"),  # a prefix is no abbreviation
-        (["serve", "--sto=x"], "unknown argument --sto=x; did you mean --store?"),
-        (["srve"], "unknown command srve; did you mean serve?"),
+        (["serve", "--sto=x"], "unknown argument --sto=x, did you mean --store?"),
+        (["srve"], "unknown command srve, did you mean serve?"),
         (["--verion"], "COMMAND"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -22,6 +24,7 @@ import yaml
 from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.cli.registry import COMMANDS, LOCAL
+from gateway.cli.remote import app as remote
 from gateway.cli.remote import pools
 from tests.support.autoscaler import runtime
 from tests.support.redis_server import free_port
@@ -180,6 +183,91 @@ def test_exit_statuses_tell_what_kind_of_failure_it_was(server: Server, environ:
     assert "Traceback" not in wakegate(environ, "cp", "nosuch-file", "x:y").stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ls",), ("get", "ID"), ("create",), ("pools",), ("pools", "ls"), ("pools", "explain", "my-interpreter"),
+        ("runtimes", "ls"), ("runtimes", "get", "my-interpreter"), ("tenants", "ls"), ("tenants", "get"), ("usage",),
+        ("config",),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_lists_or_gets_has_four_forms(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """JSON and YAML say the same; a table has a line of titles and names no field; names are one a line."""
+    monkeypatch.setenv("WAKEGATE_URL", server.url)
+    session = server.session()
+    server.client.put("/v1/tenants/of-forms", json={"limits": {"sessions": 3}}).raise_for_status()
+
+    def said(form: str) -> str:
+        assert remote.run([*(session if word == "ID" else word for word in words), "-o", form]) == 0
+        return capsys.readouterr().out
+
+    as_json, as_yaml = json.loads(said("json")), yaml.safe_load(said("yaml"))
+    if words[0] not in ("create", "usage", "pools"):  # which differ from one call to the next
+        assert as_yaml == as_json
+    assert type(as_yaml) is type(as_json)
+    names = said("name").splitlines()
+    assert names
+    assert all(name and "{" not in name and ": " not in name for name in names)
+    table = said("table")
+    assert not table.startswith(("{", "[", "- "))
+    assert len(table.splitlines()) > 1
+
+
+def test_commands_that_find_nothing_say_so(server: Server, environ: dict[str, str], tmp_path: Path) -> None:
+    """On standard error, and succeed: for a script there are no lines."""
+    state = str(tmp_path / "state")
+    for words in (("ls", "--metadata", "such=none"), ("keys", "ls", "--state-dir", state)):
+        done = wakegate(environ, *words)
+        assert (done.returncode, done.stdout) == (0, ""), done
+        assert done.stderr
+
+
+def test_wrong_command_line_is_one_line(environ: dict[str, str]) -> None:
+    """Of what was wrong and where its help is; a command without words shows the help."""
+    for words, what in (
+        (("ls", "-o", "wide"), "'wide' is not one of 'table', 'json'"),
+        (("get",), "missing argument 'ID'"),
+        (("open", "x", "70000"), "less than or equal to 65535"),
+    ):
+        done = wakegate(environ, *words)
+        assert done.returncode == 2
+        assert re.fullmatch(rf"wakegate {words[0]}: [^\n]+; see wakegate {words[0]} --help\n", done.stderr), done.stderr
+        assert what in done.stderr
+    for verb in ([], ["tasks"]):
+        done = wakegate(environ, *verb)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "usage: wakegate" in done.stderr.lower()
+
+
+def test_what_is_not_there_is_named_in_a_users_words(server: Server, environ: dict[str, str]) -> None:
+    """Not as a resource of Kubernetes; `open` asks before a browser is shown an error."""
+    for words, what in (
+        (("get", "none"), "there is no session none"),
+        (("open", "none", "80", "--print"), "there is no session none"),
+        (("create", "-r", "none"), "there is no runtime default/none"),
+    ):
+        done = wakegate(environ, *words)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert done.stderr.startswith(f"wakegate: {what}; ")
+
+
+def test_reader_that_leaves_ends_a_command(server: Server, environ: dict[str, str]) -> None:
+    """With the status of SIGPIPE and without a word, as of `ls | head -1`."""
+    for words in (("config", "-o", "json"), ("ls", "--help")):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with subprocess.Popen(
+            [sys.executable, "-m", "gateway", *words], stdout=writing, stderr=subprocess.PIPE, env=environ, cwd=ROOT
+        ) as running:
+            os.close(writing)
+            assert running.stderr is not None
+            assert running.stderr.read() == b""
+        assert running.returncode == 141
+
+
 def test_shell_is_a_real_terminal_that_can_be_left_and_come_back_to(server: Server, environ: dict[str, str]) -> None:
     """Job control, the size of this terminal also when it changes, Ctrl-C to the command, Ctrl-] away from it."""
     session = server.session()
@@ -251,6 +339,31 @@ def test_cp_carries_files_folders_and_streams_both_ways(
     assert wakegate(environ, "cp", f"{session}:s", "-").stdout == "stream"
     assert wakegate(environ, "cp", f"{session}:s", ".", cwd=tmp_path).returncode == 0
     assert (tmp_path / "s").read_text() == "stream"
+    there = subprocess.run(
+        [sys.executable, "-m", "gateway", "cp", f"{session}:there", "-"], capture_output=True, env=environ, cwd=ROOT
+    )
+    with tarfile.open(fileobj=io.BytesIO(there.stdout)) as tar:
+        assert "tree/sub/a b.bin" in [each.name.removeprefix("./") for each in tar]
+
+
+def test_cp_takes_paths_as_commands_in_the_session_see_them(
+    server: Server, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """/workspace/x is x; what is elsewhere, or has no name, is refused, and not written into another place."""
+    session = server.session()
+    (tmp_path / "here").write_text("text")
+    assert wakegate(environ, "cp", str(tmp_path / "here"), f"{session}:/workspace/x").returncode == 0
+    assert server.run(session, "cat /workspace/x").json()["stdout"] == "text"
+    assert wakegate(environ, "cp", f"{session}:/workspace/x", "-").stdout == "text"
+    for words, what in (
+        ((str(tmp_path / "here"), f"{session}:/etc/x"), "/etc/x is not below /workspace"),
+        (("-", f"{session}:dir/"), "standard input has no name"),
+        ((f"{session}:x", str(tmp_path / "none" / "x")), f"there is no folder {tmp_path / 'none'}"),
+    ):
+        done = wakegate(environ, "cp", *words)
+        assert done.returncode == 2
+        assert what in done.stderr
+    assert server.run(session, "find . -type f -printf '%P\\n'").json()["stdout"] == "x\n"
 
 
 def test_archive_of_a_sandbox_leads_nowhere(server: Server, environ: dict[str, str], tmp_path: Path) -> None:

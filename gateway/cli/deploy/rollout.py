@@ -27,9 +27,13 @@ _COLUMNS = {
 
 @app.command("status")
 @over_api
-def status(gateway: Client, name: Name) -> None:
+def status(gateway: Client, name: Name, output: Output = Format.TABLE) -> None:
     """Show the change that is under way, and what happened last."""
-    _show(gateway.send(get_rollout(name)))
+    document = gateway.send(get_rollout(name))
+    if output is Format.TABLE:
+        _show(document)
+    else:
+        show([document], {}, output, name="stable", one=True)
 
 
 @app.command("history")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import Any
 
 import typer
 
-from gateway.cli.registry import COMMANDS, LOCAL
+from gateway.cli.registry import COMMANDS
 from gateway.cli.remote.advice import advice, advice_unreachable
 from gateway.cli.remote.screen import plain
 from gateway.core.errors import SettingsError
@@ -21,17 +22,31 @@ REFUSED, USAGE, UNREACHABLE, NOT_FOUND, NOT_PERMITTED = 1, 2, 3, 4, 5
 NOT_RUN = 125  # of run and exec, whose own status is the command's: as docker's
 INTERRUPTED, OUTPUT_CLOSED = 130, 141
 _PASSING_ON = ("run", "exec")
+# The class of what is wrong with a command line. typer exports its subclass only, from click or from a copy of it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+# As AgentCube's API words what is not there; the rest of its sentence is for programs.
+_NOT_FOUND = re.compile(r'(sessions|codeinterpreters|agentruntimes)\.[a-z.]{1,60} "([^"]{0,200})" not found')
+_NOUNS = {"sessions": "session", "codeinterpreters": "runtime", "agentruntimes": "agent runtime"}
 
 
 def run(words: Sequence[str]) -> int:
     """Run the command that the first word names; returns the exit status."""
     name = words[0] if words else ""
     try:
-        app_of([name])(args=list(words), prog_name="wakegate")
+        status = app_of([name])(args=list(words), prog_name="wakegate", standalone_mode=False)
+        sys.stdout.flush()  # here, or at the interpreter's end, where a reader that has left is a traceback
+        return status if isinstance(status, int) else 0
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # which typer makes status 1 of
+            return _output_closed()
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else USAGE
+    except _UsageError as error:
+        return _say_usage(error)
+    except typer.Abort:  # a question was answered with no
+        print("wakegate: nothing was done", file=sys.stderr)
+        return REFUSED
     except APIError as error:
-        _say(str(error), advice(error))
+        _say(_NOT_FOUND.sub(lambda found: f"there is no {_NOUNS[found[1]]} {found[2]}", str(error)), advice(error))
         return NOT_RUN if name in _PASSING_ON else _status_of(error)
     except UnreachableError as error:
         _say(str(error), advice_unreachable(str(error)))
@@ -43,13 +58,27 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+        return _output_closed()
     except OSError as error:  # of a file of this machine that was named
         where = f"{error.filename}: " if error.filename else ""
         print(f"wakegate: {where}{error.strerror or error}", file=sys.stderr)
         return NOT_RUN if name in _PASSING_ON else REFUSED
-    return 0
+
+
+def _output_closed() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OUTPUT_CLOSED
+
+
+def _say_usage(error: Any) -> int:
+    """One line, as for every other error; typer would print the usage before it."""
+    command = error.ctx.command_path if error.ctx else "wakegate"
+    if type(error).__name__ == "NoArgsIsHelpError":  # whose message is the help
+        print(error.ctx.get_help(), file=sys.stderr)
+        return USAGE
+    text = error.format_message().replace("Value error, ", "").removesuffix(".")
+    print(f"{command}: {plain(text[:1].lower() + text[1:])}; see {command} --help", file=sys.stderr)
+    return USAGE
 
 
 def _say(what: str, to_do: str) -> None:
@@ -58,7 +87,9 @@ def _say(what: str, to_do: str) -> None:
 
 def complete() -> int:
     """Answer a shell that completes a command line (`_WAKEGATE_COMPLETE` is set). Returns the exit status."""
-    app = app_of(COMMANDS, completing=True)
+    from gateway.cli.remote.completion import app_to_complete
+
+    app = app_to_complete(os.environ, app_of)
     try:
         app(prog_name="wakegate", complete_var="_WAKEGATE_COMPLETE")
     except SystemExit as ended:
@@ -67,7 +98,7 @@ def complete() -> int:
 
 
 def app_of(names: Sequence[str] | Any, *, completing: bool = False) -> typer.Typer:
-    """A typer app of these commands; imports no others. `completing`: with those of this machine, by name only."""
+    """A typer app of these commands; imports no others. `completing`: it answers shells."""
     # Plain help and plain errors: rich's boxes cost 40 ms and are torn when they are piped.
     app = typer.Typer(
         add_completion=completing, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -83,9 +114,6 @@ def app_of(names: Sequence[str] | Any, *, completing: bool = False) -> typer.Typ
             # Behind the first word that is no flag, all words are the command's own.
             settings = {"allow_interspersed_args": False} if name in _PASSING_ON else {}
             app.command(name, context_settings=settings, short_help=COMMANDS[name].help)(target)
-    if completing:
-        for name, text in LOCAL.items():
-            app.command(name, short_help=text)(lambda: None)
     return app
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.progress import counting
 from gateway.cli.remote.screen import Format, Output, print_document, print_table
 from wakegate_client import APIError, Client
 
@@ -54,9 +55,10 @@ def bench(
         finally:
             with steps.timed("end"):
                 gateway.end_session(session)
+            advance(1)
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, counting("sessions", sessions) as advance:
         errors = [error for error in pool.map(_caught(use), range(sessions)) if error is not None]
     rows = steps.rows()
     if output is Format.TABLE:

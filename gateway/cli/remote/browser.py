@@ -13,7 +13,7 @@ from wakegate_client.calls import Call, of_session, read_json
 
 _TOKEN_TTL = "1h"  # noqa: S105 - a duration
 
-Port = Annotated[int, typer.Argument(min=1, max=65535, show_default=False)]
+Port = Annotated[int, typer.Argument(metavar="PORT", min=1, max=65535, show_default=False)]
 
 
 @over_api
@@ -27,7 +27,12 @@ def open_port(
     """Open a server that listens in a session in the browser.
 
     Where the gateway wants a key, the address has a token for this port alone, for an hour.
+
+    \b
+    wakegate exec -d ID python3 -m http.server 8000
+    wakegate open ID 8000
     """
+    gateway.get_session(session)  # a browser would show its absence as a page of JSON
     url = gateway.port_url(session, port)
     # An address stays in the browser's history and in logs on the way: so it has a token for one port and one hour,
     # and never the key, which is worth all sessions.

@@ -17,8 +17,8 @@ from gateway.core.settings_load import load, origins
 
 _COLUMNS = {
     "SETTING": lambda each: each["name"],
-    "VALUE": lambda each: each["value"],
     "FROM": lambda each: each["from"],
+    "VALUE": lambda each: each["value"],  # last: one of them has 350 characters, which the others would be padded to
 }
 
 
@@ -43,7 +43,13 @@ def config(
         }
         for each in fields(Settings)
     ]
-    show([row for row in rows if not changed or row["from"] != "default"], _COLUMNS, output, name="name")
+    show(
+        [row for row in rows if not changed or row["from"] != "default"],
+        _COLUMNS,
+        output,
+        name="name",
+        empty="every setting has its default",
+    )
 
 
 def _shown(value: Any, output: Format) -> Any:

@@ -22,10 +22,28 @@ from gateway.core.errors import SettingsError
 from wakegate_client import Client
 from wakegate_client.client import DEFAULT_URL
 
-Url = Annotated[str, typer.Option("--url", help="The gateway's address.", show_default=False)]
-ApiKey = Annotated[str, typer.Option("--api-key", help="An API key; better in WAKEGATE_API_KEY.", show_default=False)]
-Context = Annotated[str, typer.Option("--context", help="What `wakegate login` remembers.", show_default=False)]
-Ca = Annotated[str, typer.Option("--ca", help="Certificates to trust, a PEM file.", show_default=False)]
+Url = Annotated[str, typer.Option("--url", metavar="URL", help="The gateway's address.", show_default=False)]
+ApiKey = Annotated[
+    str, typer.Option("--api-key", metavar="KEY", help="An API key; better in WAKEGATE_API_KEY.", show_default=False)
+]
+
+
+def complete_context(incomplete: str) -> list[str]:
+    """Names of contexts for a shell's completion."""
+    try:
+        return [name for name in read_contexts()["contexts"] if name.startswith(incomplete)]
+    except Exception:  # a prompt is no place for an error
+        return []
+
+
+Context = Annotated[
+    str,
+    typer.Option(
+        "--context", metavar="NAME", help="What `wakegate login` remembers.", show_default=False,
+        autocompletion=complete_context,
+    ),
+]  # fmt: skip
+Ca = Annotated[str, typer.Option("--ca", metavar="FILE", help="Certificates to trust, a PEM file.", show_default=False)]
 _OPTIONS: Mapping[str, Any] = {"url": Url, "api_key": ApiKey, "context": Context, "ca": Ca}
 
 
@@ -139,6 +157,16 @@ def complete_session(incomplete: str) -> list[str]:
             return [each["id"] for each in page["sessions"] if each["id"].startswith(incomplete)]
     except Exception:  # a prompt is no place for an error
         return []
+
+
+def complete_runtime(incomplete: str) -> list[str]:
+    """Names of runtimes, with and without their namespaces, for a shell's completion; nothing where none answers."""
+    try:
+        with connect(find_target()) as gateway:
+            names = [f"{each['namespace']}/{each['name']}" for each in gateway.runtimes()]
+    except Exception:  # as above
+        return []
+    return [each for each in (*names, *(name.partition("/")[2] for name in names)) if each.startswith(incomplete)]
 
 
 SessionId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_session, show_default=False)]

@@ -23,6 +23,7 @@ from wakegate_client import APIError, Client, UnreachableError
 from wakegate_client.calls import file_path, in_sandbox
 
 _CHUNK_BYTES = 256 << 10
+_WORKSPACE = "/workspace"
 # No slash in an id: `./a:b` and `/tmp/a:b` are files of this machine whose names have a colon.
 _REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127}):(.*)", re.DOTALL)
 
@@ -35,25 +36,39 @@ def cp(
 ) -> None:
     """Copy a file, a folder or a stream. ID:PATH is in a session, - is standard input or output.
 
-    A folder's contents go into TARGET; with a slash at its end, into a folder of the same name below it.
+    A folder's contents go into TARGET; with a slash at its end, into a folder of the same name below it. Paths of a
+    session are below /workspace. A folder that goes to - is a tar.
 
     \b
     wakegate cp data.csv ID:data.csv
     wakegate cp ID:results/ .
     wakegate cp src ID:project
+    wakegate cp ID:project - | tar t
     tar c . | wakegate cp - ID:all.tar
     """
     there, here = _REMOTE.fullmatch(destination), _REMOTE.fullmatch(source)
     if bool(there) == bool(here):
         raise SettingsError(["cp: one of the two has to be ID:PATH, and the other a path of this machine or -"])
     if there is not None:
-        _upload(gateway, source, there[1], there[2])
+        _upload(gateway, source, there[1], _in_workspace(there[2]))
     elif here is not None:
-        _download(gateway, here[1], here[2], destination)
+        _download(gateway, here[1], _in_workspace(here[2]), destination)
+
+
+def _in_workspace(path: str) -> str:
+    """A path of a session as the API takes it, from its workspace on. Raises SettingsError for one elsewhere."""
+    # The API takes /etc/x for etc/x in the workspace, as AgentCube's does: who copies to /etc means another file.
+    if not path.startswith("/"):
+        return path
+    if path != _WORKSPACE and not path.startswith(_WORKSPACE + "/"):
+        raise SettingsError([f"cp: {path} is not below {_WORKSPACE}; `wakegate exec` reaches other files"])
+    return path.removeprefix(_WORKSPACE).lstrip("/")
 
 
 def _upload(gateway: Client, source: str, session: str, path: str) -> None:
     if source == "-":
+        if path in ("", ".") or path.endswith("/"):
+            raise SettingsError(["cp: standard input has no name; name a file behind the colon"])
         with transfer("standard input", None) as advance:
             gateway.write_file(session, path, _chunks(sys.stdin.buffer, advance))
         return
@@ -99,7 +114,7 @@ def _tar_of(folder: Path, advance: Advance) -> Iterator[bytes]:
 
 
 def _download(gateway: Client, session: str, path: str, target: str) -> None:
-    stat = {} if target == "-" else _stat(gateway, session, path)
+    stat = _stat(gateway, session, path)
     if stat.get("type") == "directory" or stat.get("is_dir"):
         _download_folder(gateway, session, path, target)
         return
@@ -108,14 +123,13 @@ def _download(gateway: Client, session: str, path: str, target: str) -> None:
         size = response.headers.get("content-length")
         with transfer(path, int(size) if size else None) as advance:
             if target == "-":
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
-                    sys.stdout.buffer.write(chunk)
-                    advance(len(chunk))
-                sys.stdout.buffer.flush()
+                _print(response.iter_bytes(_CHUNK_BYTES), advance)
                 return
             here = Path(target)
             if here.is_dir() or target.endswith("/"):
                 here = here / _safe_name(path)
+            if not here.parent.is_dir():
+                raise SettingsError([f"cp: there is no folder {here.parent}"])
             # Beside it and renamed: a copy that breaks off leaves the file that was here, not the half of another.
             half = here.with_name(f".{here.name}.{os.getpid()}")
             try:
@@ -140,10 +154,14 @@ def _safe_name(path: str) -> str:
 
 
 def _download_folder(gateway: Client, session: str, path: str, target: str) -> None:
+    options = {"headers": {"x-session-id": session}, "params": {"path": path or ".", "format": "tar"}}
+    if target == "-":
+        with gateway.stream("GET", "/api/fs/archive", **options) as response, transfer(path or ".", None) as advance:
+            _print(response.iter_bytes(_CHUNK_BYTES), advance)
+        return
     folder = Path(target)
     if target.endswith("/"):
         folder = folder / _safe_name(path)
-    options = {"headers": {"x-session-id": session}, "params": {"path": path or ".", "format": "tar"}}
     with gateway.stream("GET", "/api/fs/archive", **options) as response, transfer(path or ".", None) as advance:
         source = _Reader(response.iter_bytes(_CHUNK_BYTES), advance)
         try:
@@ -152,6 +170,13 @@ def _download_folder(gateway: Client, session: str, path: str, target: str) -> N
             raise UnreachableError(f"the archive broke off: {error}") from error
     if left_out:
         note(f"left out {left_out} links and special files: a sandbox's links may lead anywhere on this machine")
+
+
+def _print(chunks: Iterable[bytes], advance: Advance) -> None:
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+        advance(len(chunk))
+    sys.stdout.buffer.flush()
 
 
 def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:

@@ -94,14 +94,17 @@ def _follow_actions(gateway: Client, session: str, last: int) -> None:
 
 
 def _actions(gateway: Client, session: str) -> list[dict[str, Any]]:
-    """What the audit trail has of the session, oldest first; none where there is no trail, or it may not be read."""
+    """What the audit trail has of the session, oldest first; none where there is no trail, or it may not be read.
+
+    Without what became of it, which has no status: that is among the events too, and would be shown twice.
+    """
     try:
         found = gateway.send(session_audit(session, _AUDIT_LINES))["events"]
     except APIError as error:
         if error.status in (403, 404):
             return []
         raise
-    return list(reversed(found))
+    return [each for each in reversed(found) if each["status"]]
 
 
 def _event_line(event: Mapping[str, Any]) -> str:
@@ -110,6 +113,7 @@ def _event_line(event: Mapping[str, Any]) -> str:
 
 
 def _action_line(action: Mapping[str, Any]) -> str:
-    details = "  ".join(f"{name}={value}" for name, value in action["detail"].items())
+    # A digest says nothing to a person; -o json has it.
+    details = "  ".join(f"{name}={value}" for name, value in action["detail"].items() if name != "sha256")
     who = action["actor"].get("subject") or action["actor"].get("role", "")
     return f"{plain(action['at'])}  {plain(action['action'])}  {action['status']}  by {plain(who)}  {plain(details)}"

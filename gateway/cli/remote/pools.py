@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.remote.connection import over_api
-from gateway.cli.remote.screen import Format, Output, print_document, show
+from gateway.cli.remote.connection import complete_runtime, over_api
+from gateway.cli.remote.screen import Format, Output, age, plain, show
 from wakegate_client import APIError, Client
 
 app = typer.Typer(invoke_without_command=True)
@@ -50,7 +51,9 @@ def ls(gateway: Client, output: Output = Format.TABLE) -> None:
 @over_api
 def explain(
     gateway: Client,
-    runtime: Annotated[str, typer.Argument(metavar="RUNTIME", help="NAME, or NAMESPACE/NAME.")],
+    runtime: Annotated[
+        str, typer.Argument(metavar="RUNTIME", help="NAME, or NAMESPACE/NAME.", autocompletion=complete_runtime)
+    ],
     output: Output = Format.TABLE,
 ) -> None:
     """Say why a pool has its size: the forecast, the rule, the recent changes."""
@@ -60,9 +63,17 @@ def explain(
     if not found:
         raise APIError(404, "", f"no runtime {runtime} has a pool; `wakegate pools` lists them")
     if output is not Format.TABLE:
-        print_document(found[0], output)
+        show(found[:1], _COLUMNS, output, name="runtime", one=True)
         return
-    show(_facts(found[0]), {"": lambda row: row["name"], " ": lambda row: row["value"]}, Format.TABLE)
+    for row in _facts(found[0]):
+        print(f"{row['name']:<10} {plain(row['value'])}")
+    for change in found[0]["changes"][:5]:  # the newest come first
+        at = datetime.fromtimestamp(change["at"], UTC).isoformat()
+        print(f"{'changed':<10} {age(at)} ago from {change['from']} to {change['to']}: {plain(change['why'])}")
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
 
 
 def _facts(pool: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,10 +84,11 @@ def _facts(pool: Mapping[str, Any]) -> list[dict[str, Any]]:
         "target": f"{pool['target']} (from {pool['min']} to {pool['max']}, {pool['mode']})",
         "now": size and f"{size['ready']} ready, {size['starting']} starting, {size['claimed']} in use",
         "forecast": demand
-        and f"{demand['expectedClaims']} claims in the next {demand['horizon']} s,"
+        and f"{demand['expectedClaims']:.2f} claims in the next {demand['horizon']:.1f} s,"
         f" {demand['recentClaims']} came lately",
-        "misses": demand and f"{demand['expectedMissesPerHour']} an hour expected",
-        "lead time": f"{lead['planned']} s planned; measured p50 {lead['p50']}, p90 {lead['p90']}",
+        "misses": demand and f"{demand['expectedMissesPerHour']:.1f} an hour expected",
+        "lead time": f"{_seconds(lead['planned'])} planned; measured p50 {_seconds(lead['p50'])},"
+        f" p90 {_seconds(lead['p90'])}",
         "rule": f"{pool['rule']}, {pool['stocking']}",
         "error": pool["error"] or (size and size["lastError"]),
     }

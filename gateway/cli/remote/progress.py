@@ -23,10 +23,10 @@ _FIRST_LINE_S = 10.0
 
 
 class Advance(Protocol):
-    """Told of bytes that were moved."""
+    """Told of bytes that were moved, or of things that were done."""
 
     def __call__(self, moved: int, /) -> None:
-        """`moved` more bytes."""
+        """`moved` more of them."""
 
 
 @contextmanager
@@ -40,6 +40,19 @@ def transfer(what: str, size: int | None) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with _bar(*columns, TimeRemainingColumn(compact=True)) as bar:
         task = bar.add_task(plain(what), total=size)
+        yield lambda moved: bar.advance(task, moved)
+
+
+@contextmanager
+def counting(what: str, count: int) -> Iterator[Advance]:
+    """A bar for so many things that are done one after the other."""
+    if not sys.stderr.isatty():
+        yield lambda moved: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    with _bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task(what, total=count)
         yield lambda moved: bar.advance(task, moved)
 
 

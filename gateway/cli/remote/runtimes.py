@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.remote.connection import over_api
-from gateway.cli.remote.screen import Format, Output, print_document, show
+from gateway.cli.remote.connection import complete_runtime, over_api
+from gateway.cli.remote.screen import Format, Output, show
 from wakegate_client import APIError, Client
 
 app = typer.Typer(no_args_is_help=True)
-_COLUMNS = {
-    "RUNTIME": lambda each: f"{each['namespace']}/{each['name']}",
+
+
+def _name(runtime: Mapping[str, Any]) -> str:
+    """As every command takes it that wants a runtime: two namespaces may have the same name."""
+    return f"{runtime['namespace']}/{runtime['name']}"
+
+
+_COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "RUNTIME": _name,
     "KIND": lambda each: each["kind"],
     "IMAGE": lambda each: each.get("image"),
     "READY": lambda each: f"{each['pool']['ready']}/{each['pool']['target']}",
@@ -27,16 +35,26 @@ _COLUMNS = {
 @over_api
 def ls(gateway: Client, output: Output = Format.TABLE) -> None:
     """List the runtimes."""
-    show(gateway.runtimes(), _COLUMNS, output, name="name")
+    show(
+        gateway.runtimes(),
+        _COLUMNS,
+        output,
+        name=_name,
+        empty="no runtimes; `wakegate serve --runtime FILE` serves one",
+    )
 
 
 @app.command("get")
 @over_api
-def get(gateway: Client, runtime: str, output: Output = Format.YAML) -> None:
+def get(
+    gateway: Client,
+    runtime: Annotated[str, typer.Argument(metavar="RUNTIME", autocompletion=complete_runtime, show_default=False)],
+    output: Output = Format.YAML,
+) -> None:
     """Show a runtime with its pool: NAME, or NAMESPACE/NAME."""
     for each in gateway.runtimes():
-        if runtime in (each["name"], f"{each['namespace']}/{each['name']}"):
-            print_document(dict(each), Format.JSON if output is Format.JSON else Format.YAML)
+        if runtime in (each["name"], _name(each)):
+            show([each], _COLUMNS, output, name=_name, one=True)
             return
     raise APIError(404, "", f"there is no runtime {runtime}; `wakegate runtimes ls` lists them")
 

@@ -59,18 +59,23 @@ def show(
     columns: Mapping[str, Callable[[Mapping[str, Any]], object]],
     form: Format,
     *,
-    name: str = "id",
+    name: str | Callable[[Mapping[str, Any]], object] = "id",
     one: bool = False,
+    empty: str = "",
 ) -> None:
-    """Print documents. `columns`: title -> cell, of a table; `name`: the field that `-o name` prints.
+    """Print documents. `columns`: title -> cell, of a table; `name`: what `-o name` prints, a field or a function.
 
-    `one`: the only row is the answer, not a list of one.
+    `one`: the only row is the answer, not a list of one. `empty`: said in place of a table without rows.
     """
     if form is Format.TABLE:
-        print_table(rows, columns)
+        # On standard error, as kubectl does: a script that counts lines counts none.
+        if empty and not rows:
+            note(empty)
+        else:
+            print_table(rows, columns)
     elif form is Format.NAME:
         for row in rows:
-            print(plain(row[name]))
+            print(plain(row[name] if isinstance(name, str) else name(row)))
     else:
         print_document(rows[0] if one else list(rows), form)
 
@@ -132,7 +137,7 @@ def _cell(text_type: Any, title: str, value: object) -> Any:
 
 
 def age(moment: str | None) -> str:
-    """How long ago an RFC 3339 time was: 12s, 5m, 3h, 2d."""
+    """How long ago an RFC 3339 time was, as `span` writes it."""
     if not moment:
         return ""
     seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
@@ -140,11 +145,14 @@ def age(moment: str | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration in its largest unit."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    """A duration in its largest unit, and in the next one where that is no trifle: 45s, 1m29s, 12m, 3h5m, 2d."""
+    whole = int(seconds)
+    # Cut and not rounded, as kubectl and docker do it: after 23 h 40 min a session is 23h old, and not a day.
+    for unit, size, less, smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            count, rest = divmod(whole, size)
+            return f"{count}{unit}{rest // smaller}{less}" if count < 10 and rest >= smaller else f"{count}{unit}"
+    return f"{whole}s"
 
 
 def write_answer(chunks: Iterable[bytes]) -> None:

@@ -8,17 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.remote.connection import SessionId, complete_session, over_api
+from gateway.cli.remote.connection import SessionId, complete_runtime, complete_session, over_api
 from gateway.cli.remote.progress import waiting
-from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, table_of
+from gateway.cli.remote.screen import Format, Output, age, note, plain, show, table_of
 from gateway.core.errors import SettingsError
+from gateway.core.model import SessionState
 from gateway.core.units import parse_lifetime, readable_size
 from wakegate_client import APIError, Client
 
 _WATCH_S = 2.0
 
-Runtime = Annotated[str, typer.Option("--runtime", "-r", metavar="NAME", help="NAMESPACE/NAME, or NAME in default.")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", autocompletion=complete_session, show_default=False)]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime", "-r", metavar="NAME", help="NAMESPACE/NAME, or NAME in default.", autocompletion=complete_runtime
+    ),
+]  # fmt: skip
+_STATES = (*(str(each) for each in SessionState), "all")
 OptionalIds = Annotated[
     list[str] | None, typer.Argument(metavar="[ID...]", autocompletion=complete_session, show_default=False)
 ]
@@ -62,11 +68,18 @@ def create(
 @over_api
 def ls(
     gateway: Client,
-    state: Annotated[str, typer.Option(help="active, hibernated, lost, terminated, ..., all.")] = "",
+    state: Annotated[
+        str,
+        typer.Option(
+            metavar="STATE",
+            help="active, hibernated, lost, terminated, ..., all.",
+            autocompletion=lambda incomplete: [each for each in _STATES if each.startswith(incomplete)],
+        ),
+    ] = "",
     runtime: Runtime = "",
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     search: Annotated[str, typer.Option(metavar="WORDS", help="All in id, state, runtime or metadata.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = 1000,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show them anew every two seconds.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -86,7 +99,13 @@ def ls(
         return list(_first(limit, gateway.list_sessions(**filters, limit=min(limit, 1000))))
 
     if not watch:
-        show(found(), COLUMNS, output)
+        filtered = any(filters.values())
+        show(
+            found(),
+            COLUMNS,
+            output,
+            empty="no such sessions" if filtered else "no sessions; `wakegate create` makes one",
+        )
         return
     from rich.live import Live
 
@@ -99,11 +118,7 @@ def ls(
 @over_api
 def get(gateway: Client, session: SessionId, output: Output = Format.YAML) -> None:
     """Show a session."""
-    found = gateway.get_session(session)
-    if output in (Format.YAML, Format.JSON):
-        print_document(dict(found), output)
-    else:
-        show([found], COLUMNS, output)
+    show([gateway.get_session(session)], COLUMNS, output, one=True)
 
 
 @over_api
@@ -147,9 +162,15 @@ def pause(gateway: Client, sessions: OptionalIds = None, all_: All = False, olde
 
 
 @over_api
-def wake(gateway: Client, sessions: Ids) -> None:
-    """Give hibernated sessions their sandboxes back ahead of their next request."""
-    _each(sessions, gateway.wake, "awake", "is being woken")
+def wake(gateway: Client, sessions: OptionalIds = None, all_: All = False, older_than: OlderThan = "") -> None:
+    """Give hibernated sessions their sandboxes back ahead of their next request.
+
+    \b
+    wakegate wake ID
+    wakegate wake --all
+    """
+    chosen = _chosen(gateway, sessions, all_, older_than, state="hibernated")
+    _each(chosen, gateway.wake, "awake", "is being woken")
 
 
 @over_api
@@ -175,6 +196,8 @@ def rm(
 
 def _each(sessions: Sequence[str], act: Callable[[str], Any], done: str, under_way: str) -> None:
     """Do it to each, say so, and fail at the end if one could not be done."""
+    if not sessions:
+        note("no such sessions")
     failed: APIError | None = None
     # One that fails keeps no other from its turn: among a hundred that are ended one has often just ended by itself.
     # What failed last is the exit status, what failed before it is said at once.

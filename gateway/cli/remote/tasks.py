@@ -10,7 +10,7 @@ import typer
 from gateway.cli.remote.agent_names import AgentName, split_name
 from gateway.cli.remote.connection import over_api
 from gateway.cli.remote.progress import waiting
-from gateway.cli.remote.screen import Format, Output, age, note, plain, print_document, show, write_answer
+from gateway.cli.remote.screen import Format, Output, age, note, plain, show, write_answer
 from wakegate_client import Client
 from wakegate_client.calls import cancel_task, get_task, list_schedules, list_tasks, retry_task, task_result
 
@@ -37,19 +37,22 @@ _SCHEDULES = {
 }
 
 
-@app.command("list")
+@app.command("ls")
+@app.command("list", hidden=True)  # its first name
 @over_api
 def list_(
     gateway: Client,
     agent: AgentName,
-    state: Annotated[str, typer.Option(help="queued, running, succeeded, failed, dead or cancelled.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    state: Annotated[
+        str, typer.Option(metavar="STATE", help="queued, running, succeeded, failed, dead or cancelled.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many at most, up to 100.")] = 20,
     output: Output = Format.TABLE,
 ) -> None:
     """List an agent's tasks, the newest first."""
     name, namespace = split_name(agent)
     page = gateway.send(list_tasks(name, {"namespace": namespace, "state": state, "limit": limit}))
-    show(page["tasks"], _COLUMNS, output)
+    show(page["tasks"], _COLUMNS, output, empty="no such tasks" if state else f"{name} has no tasks")
     if page["next"]:
         note(f"there are more than {limit}; --limit shows up to 100, --state only some")
 
@@ -59,16 +62,18 @@ def list_(
 def schedules(gateway: Client, agent: AgentName, output: Output = Format.TABLE) -> None:
     """List when an agent is asked by itself, and what came of it last."""
     name, namespace = split_name(agent)
-    show(gateway.send(list_schedules(name, namespace))["schedules"], _SCHEDULES, output)
+    found = gateway.send(list_schedules(name, namespace))["schedules"]
+    show(found, _SCHEDULES, output, name="name", empty=f"{name} has no schedules")
 
 
-@app.command("show")
+@app.command("get")
+@app.command("show", hidden=True)
 @over_api
 def show_(gateway: Client, agent: AgentName, task: TaskId, output: Output = Format.YAML) -> None:
     """Show a task: its state, its tries, how far it is, and a result of up to 64 KiB."""
     name, namespace = split_name(agent)
-    document = gateway.send(get_task(name, task, namespace))
-    print_document(document, Format.JSON if output is Format.JSON else Format.YAML)
+    found = gateway.send(get_task(name, task, namespace))
+    show([found], _COLUMNS, output, one=True)
 
 
 @app.command("result")

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.remote.connection import over_api
-from gateway.cli.remote.screen import Format, Output, plain, print_document, show
+from gateway.cli.remote.screen import Format, Output, plain, show
 from gateway.core.errors import SettingsError
 from wakegate_client import Client
 from wakegate_client.calls import delete_tenant, get_tenant, put_tenant
 
 app = typer.Typer(no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="TENANT", show_default=False)]
 _COLUMNS = {
     "NAME": lambda each: each["name"],
     "LIMITS": lambda each: ", ".join(f"{name}={value}" for name, value in each["limits"].items()) or "none",
@@ -25,25 +26,26 @@ _COLUMNS = {
 @over_api
 def ls(gateway: Client, output: Output = Format.TABLE) -> None:
     """List tenants with their limits, and what they use."""
-    show(gateway.tenants(), _COLUMNS, output, name="name")
+    empty = "no tenants but `default`, which has no limits; `wakegate tenants set` makes one"
+    show(gateway.tenants(), _COLUMNS, output, name="name", empty=empty)
 
 
 @app.command("get")
 @over_api
 def get(
-    gateway: Client, name: Annotated[str, typer.Argument(help="`self`: your own.")] = "self",
+    gateway: Client, name: Annotated[str, typer.Argument(metavar="[TENANT]", help="`self`: your own.")] = "self",
     output: Output = Format.YAML,
 ) -> None:  # fmt: skip
     """Show a tenant."""
     found = gateway.send(get_tenant(name))
-    print_document(dict(found), Format.JSON if output is Format.JSON else Format.YAML)
+    show([found], _COLUMNS, output, name="name", one=True)
 
 
 @app.command("set")
 @over_api
 def set_(
     gateway: Client,
-    name: str,
+    name: Name,
     limits: Annotated[list[str] | None, typer.Argument(metavar="[LIMIT=VALUE...]", show_default=False)] = None,
 ) -> None:
     """Set a tenant's limits, all of them: what is not named is not limited any more.
@@ -59,8 +61,10 @@ def set_(
 @over_api
 def rm(
     gateway: Client,
-    name: str,
-    sessions: Annotated[str, typer.Option(help="keep: they end by their own timeouts; end: now.")] = "keep",
+    name: Name,
+    sessions: Annotated[
+        str, typer.Option(metavar="keep|end", help="keep: they end by their own timeouts; end: now.")
+    ] = "keep",
 ) -> None:
     """Delete a tenant: its keys are revoked, its tokens refused."""
     gateway.send(delete_tenant(name, sessions))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from gateway.cli.remote.screen import plain, print_plain_table, table_of
 from wakegate_client import APIError, Client
 from wakegate_client.calls import session_metrics
 
+_LATELY = 10  # sessions whose use is shown
 _SAMPLE = re.compile(r"(wakegate_[a-z_]+|process_[a-z_]+)(?:\{([^}]*)\})? ([0-9.e+-]+)")
 _LABEL = re.compile(r'(?<![a-z])([a-z]+)="([^"]*)"')
 _COLUMNS = {
@@ -30,12 +33,17 @@ def top(
     sessions: Annotated[
         list[str] | None, typer.Argument(metavar="[ID...]", autocompletion=complete_session, show_default=False)
     ] = None,
-    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
 ) -> None:
     """Watch sessions, sandboxes, warm pools and the queue of a gateway. Needs a key that may read metrics.
 
-    With ids, what these sessions use: CPU since the start of their sandboxes, memory, processes, disk, requests.
+    On a terminal also what the ten sessions use that were used last. With ids, what these use: CPU since the start of
+    their sandboxes, memory, processes, disk, requests.
+
+    \b
+    wakegate top
+    wakegate top ID ID --once
     """
     if sessions:
         _watch_sessions(gateway, sessions, interval, once=once or not sys.stdout.isatty())
@@ -52,7 +60,10 @@ def top(
     with Live(auto_refresh=False, screen=True) as live:
         last: dict[str, Any] | None = None
         while True:
-            live.update(Group(Text(_summary(before, last)), "", table_of(_pools(before), _COLUMNS)), refresh=True)
+            tables = [table_of(_pools(before), _COLUMNS)]
+            if lately := _metrics(gateway, before["lately"]):
+                tables += ["", table_of(lately, _OF_SESSIONS)]
+            live.update(Group(Text(_summary(before, last)), "", *tables), refresh=True)
             time.sleep(interval)
             last, before = before, _look(gateway)
 
@@ -70,6 +81,15 @@ def _watch_sessions(gateway: Client, sessions: Sequence[str], interval: float, *
         while True:
             time.sleep(interval)
             live.update(table_of(rows(), _OF_SESSIONS), refresh=True)
+
+
+def _metrics(gateway: Client, sessions: Sequence[str]) -> list[dict[str, Any]]:
+    """Of those that have not ended since they were listed."""
+    found = []
+    for each in sessions:
+        with suppress(APIError):
+            found.append(gateway.send(session_metrics(each)))
+    return found
 
 
 def _used(field: str, limit: str, show: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str]:
@@ -117,14 +137,17 @@ def _look(gateway: Client) -> dict[str, Any]:
         # A member's key may not read metrics, and is shown its sessions and the pools all the same.
         if error.status != 403:
             raise
-    states = Counter(each["state"] for each in gateway.list_sessions(limit=1000))
+    sessions = [(each["state"], each["lastActiveAt"], each["id"]) for each in gateway.list_sessions(limit=1000)]
+    states = Counter(state for state, _, _ in sessions)
+    # Ten: each is a request of its own at each look.
+    lately = heapq.nlargest(_LATELY, ((used, name) for state, used, name in sessions if state == "active"))
     return {"at": time.monotonic(), "samples": samples, "by_runtime": by_runtime, "states": states,
+            "lately": [name for _, name in lately],
             "runtimes": gateway.runtimes()}  # fmt: skip
 
 
 def _summary(look: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
     samples = look["samples"]
-    states = ", ".join(f"{count} {plain(state)}" for state, count in sorted(look["states"].items()))
     states = ", ".join(f"{count} {plain(state)}" for state, count in sorted(look["states"].items()))
     warm = sum(each["pool"]["ready"] for each in look["runtimes"])
     flight, held = (samples.get(f"wakegate_requests_{name}", 0) for name in ("in_flight", "held"))
