@@ -38,8 +38,6 @@ def main() -> int:
     # every command would inherit it: what a closed terminal leaves behind would run on.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    if not config.inspectable:
-        syscalls.deny_inspection()
     syscalls.keep_heap_small()
     try:
         os.makedirs(config.workspace, exist_ok=True)
@@ -48,6 +46,12 @@ def main() -> int:
 
             hand_over(config.egress_fd)
         app = Picod(config)
+        priority = app.services.commands.children.oom_priority
+        if not priority.open() and config.oom_fd is not None:
+            priority.receive(config.oom_fd)
+        if not config.inspectable:
+            # Before any code of a user runs, and not earlier: then this process's files in /proc would be root's.
+            syscalls.deny_inspection()
         listener = _listen(config)
     except OSError as error:
         print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the sandbox's log

@@ -92,6 +92,9 @@ class PicodConfig:
     egress_fd: int | None = None
     """A unix socket to the gateway, for the listening socket of the egress proxy (ports/egress.py). None: no egress."""
 
+    oom_fd: int | None = None
+    """A unix socket to the gateway, over which it hands in a file of /proc (commands/oom_priority.py)."""
+
     egress_service: bool = False
     """Whether picod passes what connects to the egress proxy's port on to the gateway (ports/egress_way.py)."""
 
@@ -141,6 +144,7 @@ class PicodConfig:
             linger=_seconds(parser, wire.ENV_LINGER, environ.get(wire.ENV_LINGER, "0")),
             lifeline_fd=args.lifeline_fd,
             egress_fd=args.egress_fd,
+            oom_fd=args.oom_fd,
             egress_service=environ.get(wire.ENV_EGRESS, "") == "service",
             egress_host=args.egress_host,
             inspectable=args.inspectable,
@@ -181,6 +185,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     add("--egress-fd", type=int, help="a unix socket, over which the egress proxy's listening socket is handed out")
+    add("--oom-fd", type=int, help="a unix socket, over which this process's oom_score_adj is handed in")
     add("--egress-host", default=PicodConfig.egress_host, help=f"address of the egress proxy, with {wire.ENV_EGRESS}")
     return parser
 

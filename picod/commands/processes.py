@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from picod.commands.oom_priority import OomPriority
 from picod.filesystem import syscalls
 
 _MARK_BASE = 1 << 56
@@ -55,6 +56,7 @@ class Children:
         self.quiet: set[int] = set()
         """Pids of picod's own helpers: they run no user code and touch no file of the session, so a snapshot need not
         freeze them."""
+        self.oom_priority = OomPriority()
         self._by_pid: dict[int, Child] = {}
         self._started = 0
         self._attached = False
@@ -86,25 +88,25 @@ class Children:
         if mark is not None:
             resource.setrlimit(resource.RLIMIT_RTTIME, (mark, old[1]))
         try:
-            popen = subprocess.Popen(  # vfork and exec: a millisecond or two
-                argv,
-                executable=executable,
-                stdin=self._devnull if stdin is None else stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=f"/proc/self/fd/{cwd_fd}",  # the very directory that was resolved, whatever its name is now
-                env=env,
-                pass_fds=keep,
-                start_new_session=True,
-                # One system call, in the child of a plain fork: there is no other way to hand a terminal over.
-                preexec_fn=_take_terminal if terminal else None,
-            )
+            with self.oom_priority.first_to_go():
+                popen = subprocess.Popen(  # vfork and exec: a millisecond or two
+                    argv,
+                    executable=executable,
+                    stdin=self._devnull if stdin is None else stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=f"/proc/self/fd/{cwd_fd}",  # the very directory that was resolved, whatever its name is now
+                    env=env,
+                    pass_fds=keep,
+                    start_new_session=True,
+                    # One system call, in the child of a plain fork: there is no other way to hand a terminal over.
+                    preexec_fn=_take_terminal if terminal else None,
+                )
         finally:
             if mark is not None:
                 resource.setrlimit(resource.RLIMIT_RTTIME, old)
         child = Child(popen.pid, mark, asyncio.get_running_loop().create_future(), popen)
         self._by_pid[child.pid] = child
-        _prefer_for_oom_kill(popen.pid)
         return child
 
     def adopt(self, pid: int) -> Child | None:
@@ -273,24 +275,6 @@ def _send_kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
-
-
-def _prefer_for_oom_kill(pid: int) -> None:
-    """When memory runs out, have the kernel kill what user code started, not picod, which is often the largest.
-
-    picod sets it from outside, since no code of picod runs in the child: what the child forks in its first microseconds
-    may escape this. Local sandboxes have a read-only /proc, where the kernel chooses by size alone.
-    """
-    try:
-        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return  # it has ended, or this /proc does not let us
-    try:
-        os.write(fd, b"1000")
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
 
 
 def _take_terminal() -> None:

@@ -27,13 +27,6 @@ kind: CodeInterpreter
 metadata: {name: small, namespace: default}
 spec:
   template: {resources: {limits: {memory: 384Mi}}}
----
-# So few that copies of a kernel, of 4 MiB and more each, meet this limit and not that on memory, by which the machine
-# ends whatever is largest: picod too.
-apiVersion: runtime.agentcube.volcano.sh/v1alpha1
-kind: CodeInterpreter
-metadata: {name: few-processes, namespace: default}
-spec: {template: {}, wakegate: {limits: {processes: 64}}}
 """
 
 
@@ -188,12 +181,15 @@ FORKS = [
 
 @pytest.mark.parametrize(("code", "language"), FORKS)
 def test_fork_bomb_ends_with_its_run(server: Server, state: Path, beside: str, code: str, language: str) -> None:
-    """It forks until its sandbox's limit on processes, then until its timeout; then all of it is gone."""
-    session = server.session("default/few-processes")
+    """It forks until its sandbox's limit on processes or memory, then until its timeout; then all of it is gone.
+
+    Copies of a kernel dirty 4 MiB each: 256 of them pass the default 1 GiB, and the kernel kills of them, not picod.
+    """
+    session = server.session()
     run_code(server, session, "kept=1", language=language)
     pool = len(processes_of(state))  # may yet grow: the pool fills up again
     answer = run_code(server, session, code, language=language, timeout=2)
-    assert answer["timed_out"] is True, answer
+    assert answer["timed_out"] is True or answer["signal"] == "SIGKILL", answer
     assert run_code(server, beside, "mine")["results"] == [{"text/plain": "42"}]
     after = run_code(server, session, "echo $kept" if language == "bash" else "1 + 1", language=language)
     assert (after["stdout"], after["results"]) in (("1\n", []), ("", [{"text/plain": "2"}]))

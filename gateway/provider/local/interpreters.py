@@ -162,8 +162,12 @@ def readonly_binds(*pythons: Interpreter) -> dict[str, str]:
     return {**binds, f"{bwrap.PICOD_ROOT}/picod": str(picod_folder())}
 
 
-def picod_command(python: Interpreter, *, listener: int, lifeline: int, egress: int | None = None) -> list[str]:
-    """The argv that starts picod on inherited descriptors; `egress`: where it hands out the egress proxy's socket.
+def picod_command(
+    python: Interpreter, *, listener: int, lifeline: int, egress: int | None = None, oom: int | None = None
+) -> list[str]:
+    """The argv that starts picod on inherited descriptors.
+
+    `egress`: where it hands out the egress proxy's socket; `oom`: where it gets its file of oom_priority.py.
 
     -S: no .pth file of the environment runs (coverage hooks, editable finders: tens of milliseconds). -P: the
     workspace, which is the working directory, is not searched for modules: a file json.py there belongs to the user.
@@ -171,6 +175,7 @@ def picod_command(python: Interpreter, *, listener: int, lifeline: int, egress: 
     """
     flags = ["-S", "-s", "-P", "-B"]
     further = [] if egress is None else ["--egress-fd", str(egress)]
+    further += [] if oom is None else ["--oom-fd", str(oom)]
     return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline), *further]
 
 

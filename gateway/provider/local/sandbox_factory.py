@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -25,6 +26,7 @@ from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.gpus import NO_GPUS, Gpus
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.mount_stage import Folders
+from gateway.provider.local.oom_priority import SPARED, OomPriority, set_value
 from gateway.provider.local.process import Process, Restrict, StartFailedError
 from gateway.provider.local.resizing import largest
 from gateway.provider.local.sandbox import LocalSandbox
@@ -77,7 +79,7 @@ class SandboxFactory:
         workspace = self._state_dir.workspaces / name
         path = self._state_dir.socket_path(name)
         group, process, uid = Cgroup({}), None, None
-        handover = egress.Handover() if self._may_reach_out(runtime) else None
+        handovers = contextlib.ExitStack()
         try:
             if gpus and self._users is None and os.geteuid() == 0:
                 # Outside it would be root, the owner of the nodes, and could change their modes for the whole machine.
@@ -85,7 +87,12 @@ class SandboxFactory:
             uid = None if self._users is None else self._users.take()
             self._state_dir.make_workspace(name)
             group = self._groups.make(name, runtime.limits)
-            process = await self._spawn(runtime, name, workspace, path, group, handover, uid, gpus)
+            handover, priority = None, None
+            if self._report.isolation == "bubblewrap":
+                priority = handovers.enter_context(contextlib.closing(OomPriority()))
+                if self._may_reach_out(runtime):
+                    handover = handovers.enter_context(contextlib.closing(egress.Handover()))
+            process = await self._spawn(runtime, name, workspace, path, group, handover, priority, uid, gpus)
             endpoint = Endpoint(uds=path)
             sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
             # An agent is healthy once its own program is, and to import LangChain for the first time can take 20 s.
@@ -99,15 +106,14 @@ class SandboxFactory:
                 raise StartFailedError(str(error)) from error
             raise
         finally:
-            if handover is not None:
-                handover.close()
+            handovers.close()
             if self._users is not None:
                 self._users.hide(name)
         return sandbox
 
     def _may_reach_out(self, runtime: Runtime) -> bool:
-        """Whether its sandboxes have the egress proxy. Without isolation they have the machine's own network."""
-        return bool(runtime.egress) and self._egress_server is not None and self._report.isolation == "bubblewrap"
+        """Whether its isolated sandboxes have the egress proxy. Others have the machine's own network."""
+        return bool(runtime.egress) and self._egress_server is not None
 
     async def remove(self, sandbox: LocalSandbox) -> None:
         """End it and remove its group and socket; its workspace is discarded in one rename, unless it is kept."""
@@ -163,6 +169,7 @@ class SandboxFactory:
         path: str,
         group: Cgroup,
         handover: egress.Handover | None,
+        priority: OomPriority | None,
         uid: int | None,
         gpus: Sequence[str],
     ) -> Process:
@@ -173,9 +180,9 @@ class SandboxFactory:
             # picod runs. Leaving the block closes our copy, so that a connection fails once picod has ended.
             listener.bind(path)
             listener.listen(BACKLOG)
-            if self._report.isolation == "bubblewrap":
+            if priority is not None:  # it is isolated
                 config = self._config(runtime, name, workspace, python, gpus, reaches_out=handover is not None)
-                return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, uid)
+                return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, priority, uid)
             inside = str(workspace)
             environment = interpreters.command_environment(
                 python, inside, {**runtime.environment, process_tags.VARIABLE: tag}
@@ -194,7 +201,7 @@ class SandboxFactory:
                 lambda fd, lifeline: interpreters.picod_command(self._picod_python, listener=fd, lifeline=lifeline),
                 listener,
                 tag,
-                self._restrict(runtime, group, None),
+                self._restrict(runtime, group, None, None),
                 environment=picod,
                 folder=workspace,
             )
@@ -261,9 +268,10 @@ class SandboxFactory:
         listener: socket.socket,
         tag: str,
         handover: egress.Handover | None,
+        priority: OomPriority,
         uid: int | None,
     ) -> Process:
-        outside = None if handover is None else handover.theirs.fileno()
+        outside, oom = None if handover is None else handover.theirs.fileno(), priority.theirs.fileno()
         shown, program, as_user = None, self._report.bwrap, None
         if uid is not None:
             shown = await self._show(name, uid, config)
@@ -274,7 +282,7 @@ class SandboxFactory:
 
         def arguments(listener: int, lifeline: int) -> list[str]:
             python = self._picod_python
-            command = interpreters.picod_command(python, listener=listener, lifeline=lifeline, egress=outside)
+            command = interpreters.picod_command(python, listener=listener, lifeline=lifeline, egress=outside, oom=oom)
             return bwrap.arguments(config, command)
 
         return await Process.start_bubblewrap(
@@ -282,9 +290,9 @@ class SandboxFactory:
             arguments,
             listener,
             tag,
-            self._restrict(runtime, group, shown),
+            self._restrict(runtime, group, shown, priority),
             syscalls=self._report.syscalls,
-            inherited=() if outside is None else (outside,),
+            inherited=(oom,) if outside is None else (oom, outside),
             as_user=as_user,
         )
 
@@ -305,7 +313,7 @@ class SandboxFactory:
             own_user=own_user,
         )
 
-    def _restrict(self, runtime: Runtime, group: Cgroup, shown: Shown | None) -> Restrict:
+    def _restrict(self, runtime: Runtime, group: Cgroup, shown: Shown | None, priority: OomPriority | None) -> Restrict:
         """What puts the held process of a sandbox under its limits; one with a user of its own has some already."""
         program, as_user = (self._report.bwrap, None) if shown is None else (shown.bwrap, shown.as_user)
 
@@ -313,21 +321,15 @@ class SandboxFactory:
             group.join(pid)  # first: what the process allocates from here on is charged to its group
             if as_user is None:
                 rlimits.apply(pid, self._limits(runtime, group, own_user=False))
-            _prefer_as_oom_victim(pid)
+            if priority is not None:
+                priority.begin(pid)
+            else:  # picod itself, without isolation; it raises what it starts above that
+                set_value(pid, SPARED)
             if self._report.namespace_limits:
                 assert program is not None
                 await namespace_limits.apply(program, pid, as_user)
 
         return restrict
-
-
-def _prefer_as_oom_victim(pid: int) -> None:
-    """When the machine itself runs out of memory, sandboxes go before the gateway."""
-    try:
-        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
-            file.write("500")
-    except OSError:
-        pass  # an ordinary user's held process may belong to root in /proc for a moment; a preference, not a limit
 
 
 def _unmoved(folder: str) -> str:
