@@ -120,7 +120,7 @@ def read_rollout_action(body: Mapping[str, Any], by: str, now: float) -> Callabl
         "resume": lambda agent: rollout.pause(agent, now, paused=False),
         "promote": lambda agent: rollout.take_over(agent, now),
     }
-    if action not in actions:
+    if not isinstance(action, str) or action not in actions:
         raise BadRequestError(f"action: expected one of {', '.join(actions)}, move, got {repr(action)[:64]}")
     return actions[action]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +23,7 @@ from gateway.api.task_fields import (
     seconds_of,
     webhook_of,
 )
+from gateway.core import json_depth
 from gateway.core.clock import Clock
 from gateway.core.errors import (
     BadRequestError,
@@ -396,7 +396,7 @@ def _shown(content_type: str, body: bytes) -> Any:
     """A result inside a document: JSON as it is, else text."""
     if content_type.partition(";")[0].strip().endswith("json"):
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
+            return json_depth.loads(body)
+        except ValueError:
             pass
     return body.decode("utf-8", "replace")

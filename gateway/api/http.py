@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.core import json_depth
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
 from gateway.core.model import PRIVATE_METADATA, Kind, RuntimeKey
 from gateway.core.units import parse_lifetime
@@ -48,19 +49,26 @@ async def read_object(request: Request) -> Mapping[str, Any]:
 
 async def read_optional_object(request: Request) -> Mapping[str, Any]:
     """As `read_object`; without a body an empty object."""
-    value = await read_json(request, MAX_BODY_BYTES, lambda body: orjson.loads(body or b"{}"))
+    value = await read_json(request, MAX_BODY_BYTES, lambda body: json_depth.loads(body or b"{}"))
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     return value
 
 
-async def read_json(request: Request, limit: int, loads: Callable[[bytes], Any] = orjson.loads) -> Any:
+async def read_json(request: Request, limit: int, loads: Callable[[bytes], Any] = json_depth.loads) -> Any:
     """The body as JSON, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     body = await read_bytes(request, limit)
     try:
         return loads(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(loads, body)
     except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
+        raise unreadable("the body", error) from None
+
+
+def unreadable(what: str, error: ValueError) -> BadRequestError:
+    """The error for a text that json_depth.loads has refused."""
+    return BadRequestError(
+        f"{what}: {error}" if isinstance(error, json_depth.TooDeepError) else f"{what} is not JSON: {error}"
+    )
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
+from gateway.core import json_depth
 from gateway.core.errors import UpstreamBrokenError
 
 MAX_ANSWER_BYTES = 4 << 20  # of an answer that holds no file's content
@@ -36,8 +35,10 @@ def parse_object_now(data: bytes) -> Mapping[str, Any]:
     if len(data) > INLINE_BYTES and count_values(data) > MAX_VALUES:
         raise BadAnswerError(f"the sandbox's answer holds more than {MAX_VALUES} values")
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        value = json_depth.loads(data)
+    except json_depth.TooDeepError as error:
+        raise BadAnswerError(f"the sandbox's answer: {error}") from None
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise BadAnswerError("the sandbox's answer is not a JSON object")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from picod.commands.pending_events import Clear, PendingEvents, Result, Text
-from picod.commands.result_bounds import ResultBounds
+from picod.commands.result_bounds import ResultBounds, shareable_json
 from picod.http.request import to_json
 from picod.http.sse import EventStream, Notifier
 
@@ -126,6 +126,8 @@ class LiveRun:
         if not self._comms:
             return
         self._flush()  # what was printed before it comes before it
+        if shareable_json(content) is None:
+            return
         event = {"type": kind, "content": content, "buffers": [b64encode(each).decode() for each in buffers]}
         self._add(b"comm", to_json(event))
 

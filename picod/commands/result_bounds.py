@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 MAX_RESULTS = 256
 MAX_RESULT_BYTES = 16 << 20  # of all results together, as JSON
+_MAX_DEPTH = 100  # of JSON: what readers of it take, with room for what it is put into
+_HUGE = 10**308  # about the end of a double's range, beyond which many readers of JSON fail
+_MANY_DIGITS = re.compile(r"\d{309}")
 _MAX_TEXT_CHARS = 1 << 20  # characters of one text representation
 _CUTTABLE = (
     "text/plain",
@@ -78,7 +82,29 @@ def _size(value: Any) -> int | None:
     """Characters of a text, or of a value as JSON; None for a value that JSON cannot express."""
     if isinstance(value, str):
         return len(value)
+    text = shareable_json(value)
+    return None if text is None else len(text)
+
+
+def shareable_json(value: Any) -> str | None:
+    """A value as JSON that any reader takes; None for what cannot be written so."""
     try:
-        return len(json.dumps(value, allow_nan=False))
+        text = json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return None
+    # Both searches are in C, and hardly any text needs the walk.
+    suspect = text.count("[") + text.count("{") > _MAX_DEPTH or _MANY_DIGITS.search(text) is not None
+    return None if suspect and not _is_shareable(value) else text
+
+
+def _is_shareable(value: Any) -> bool:
+    """Whether it has at most _MAX_DEPTH levels, and only numbers that a double can hold about."""
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        if any(isinstance(each, int) and abs(each) >= _HUGE for each in level):
+            return False
+        containers = [each for each in level if isinstance(each, dict | list)]
+        level = [item for each in containers for item in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return True
+    return False

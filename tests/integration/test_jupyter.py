@@ -103,6 +103,41 @@ async def test_code_runs_and_keeps_its_variables(server: Server, kernel: str, ke
         assert dict(await run(socket, "x"))["error"]["ename"] == "NameError"
 
 
+DEEP = "d = []\nfor _ in range(300): d = [d]\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "display({'application/json': d, 'text/plain': 'x'}, raw=True)",
+        "display({'application/json': 10**400, 'text/plain': 'x'}, raw=True)",
+        "from comm import create_comm; create_comm(target_name='x', data={'d': d}); display(1)",
+    ],
+    ids=["result", "number", "comm"],
+)
+async def test_value_that_json_hardly_takes_ends_no_connection(
+    server: Server, kernel: str, key: str, code: str
+) -> None:
+    """Nested or large beyond what readers of JSON take: it is left out, and the client hears of the run's end."""
+    async with connect(server, kernel, key) as socket:
+        told = dict(await run(socket, DEEP + code))
+        assert told["execute_reply"]["status"] == "ok"
+        assert told["display_data"]["data"]["text/plain"] in ("x", "1")
+        assert dict(await run(socket, "6 * 7"))["execute_result"]["data"]["text/plain"] == "42"
+
+
+async def test_message_of_a_client_that_is_nested_deeply_is_refused(server: Server, kernel: str, key: str) -> None:
+    """It would have to be repeated in each answer to it."""
+    async with connect(server, kernel, key) as socket:
+        sent = request("execute_request", code="1")
+        text = orjson.dumps({**sent, "header": {**sent["header"], "x": 0}}).decode()
+        await socket.send(text.replace('"x":0', '"x":' + "[" * 300 + "]" * 300))
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, "nested" in closed.value.rcvd.reason) == (1003, True)
+
+
 async def test_binary_framing_is_spoken_where_it_is_offered(server: Server, kernel: str, key: str) -> None:
     """v1.kernel.websocket.jupyter.org: offsets and parts."""
     async with websockets.connect(address(server, kernel, key), subprotocols=[websockets.Subprotocol(V1)]) as socket:

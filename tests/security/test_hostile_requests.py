@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -31,9 +33,14 @@ BODIES = {
     "nothing": b"",
     "byte-order-mark": b"\xef\xbb\xbf5",
     "lists-for-texts": b'{"runtime":[[]],"name":[],"namespace":{},"ttl":[],"metadata":[],"tool_calls":{"a":[]}}',
+    "read-and-not-written": b'{"metadata":{"a":' + b"[" * 300 + b"]" * 300 + b"}}",
     "many-keys": b"{" + b",".join(b'"%d":0' % each for each in range(50_000)) + b"}",
     "same-key": b"{" + b",".join(b'"runtime":[]' for _ in range(20_000)) + b"}",
 }
+CHOICES = ("lang", "language", "action", "type", "kind", "role", "format", "state", "policy")
+DEEP: Any = []
+for _ in range(300):
+    DEEP = [DEEP]
 NAMES = ("..%2f..%2fetc%2fpasswd", "%00", "a%0d%0ax-evil:%201", "%2e%2e", "%ff", "a" * 3000, "*", "%F0%9F%98%80", "%25")
 MIB = 1 << 20
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
@@ -57,7 +64,7 @@ TERMINALS = ("post", "/open-terminal/api/terminals")
 
 
 def _is_empty(body: bytes) -> bool:
-    return body in (BODIES["nothing"], BODIES["null"], BODIES["many-keys"], BODIES["same-key"])
+    return body in {BODIES[name] for name in ("nothing", "null", "many-keys", "same-key")}
 
 
 async def _spaces(count: int) -> AsyncIterator[bytes]:
@@ -111,6 +118,47 @@ async def test_bad_document_is_a_4xx_on_every_path(kept_gateway: tuple[Served, S
                 assert 400 <= answer.status_code < 500, (method, path, answer.status_code, answer.text[:300])
                 assert len(answer.content) < 16 << 10, (path, "the document is not sent back whole")
         assert (await client.get("/healthz")).status_code == 200
+
+
+@SHARED
+@pytest.mark.parametrize("value", [[], {}], ids=["list", "object"])
+async def test_choice_of_another_type_is_no_error_of_ours(
+    kept_gateway: tuple[Served, ScriptedSandbox], value: object
+) -> None:
+    """Where one of several words is expected: a list is in no table, and cannot be looked up in one."""
+    gateway, _ = kept_gateway
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        for path in await paths(client, "post"):
+            answer = await client.post(PLACEHOLDER.sub("no-such-name", path), json=dict.fromkeys(CHOICES, value))
+            assert answer.status_code != 500, (path, answer.text)
+        for session in (await client.get("/v1/sessions")).json()["sessions"]:  # some ask for nothing, and made one
+            await client.delete(f"/v1/sessions/{session['id']}")
+
+
+@SHARED
+@pytest.mark.parametrize("value", [[], {}, [[]], 1.5, True, None, 10**30, DEEP], ids=lambda each: repr(each)[:8])
+async def test_field_of_another_type_in_a_call_of_e2b_is_no_error_of_ours(
+    kept_gateway: tuple[Served, ScriptedSandbox], value: object
+) -> None:
+    """Its calls are in no list of ours: each field of some, with a value of every type."""
+    gateway, _ = kept_gateway
+    session = await gateway.session()
+    calls = {
+        "process.Process/SendSignal": ("process", "signal"),
+        "process.Process/SendInput": ("process", "input"),
+        "process.Process/Update": ("process", "pty"),
+        "filesystem.Filesystem/ListDir": ("path", "depth"),
+        "filesystem.Filesystem/Move": ("source", "destination"),
+        "filesystem.Filesystem/GetWatcherEvents": ("watcherId",),
+    }
+    headers = {"e2b-sandbox-id": session, "e2b-sandbox-port": "49983", "content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        for call, fields in calls.items():
+            for field in fields:
+                text = json.dumps({"process": {"pid": 1}, "path": "/x", field: value})
+                answer = await client.post(f"/{call}", content=text)
+                # 503: the scripted sandbox answers what is no answer of picod's.
+                assert answer.status_code < 500 or answer.status_code == 503, (call, field, answer.text)
 
 
 @SHARED

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.event_answer import EventAnswer, Piece
-from gateway.api.http import read_bytes, read_chunks
+from gateway.api.http import read_bytes, read_chunks, unreadable
+from gateway.core import json_depth
 from gateway.core.errors import WakegateError, public_message
 
 MAX_MESSAGE_BYTES = 4 << 20  # E2B's clients send input in far smaller pieces
@@ -56,7 +57,8 @@ class ConnectError(Exception):
 
 def from_status(status: int, message: str) -> ConnectError:
     """The error for an HTTP status of picod's or of the gateway's own."""
-    return ConnectError(_CODES.get(status, "internal"), message)
+    # What is no error at all is none of picod's answers to a call that it did not do.
+    return ConnectError(_CODES.get(status, "internal" if status >= 400 else "unavailable"), message)
 
 
 def from_error(error: WakegateError) -> ConnectError:
@@ -149,9 +151,9 @@ class Envelopes:
 
 def _parse(data: bytes) -> Mapping[str, Any]:
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise ConnectError("invalid_argument", f"the message is not JSON: {error}") from None
+        value = json_depth.loads(data)
+    except ValueError as error:
+        raise ConnectError("invalid_argument", str(unreadable("the message", error))) from None
     if not isinstance(value, dict):
         raise ConnectError("invalid_argument", "the message is not a JSON object")
     return value

@@ -95,7 +95,7 @@ async def move(sandbox: SandboxClient, message: Message) -> Message:
     for command in (["mkdir", "-p", "--", folder], ["mv", "-fT", "--", source.absolute, target.absolute]):
         answer = await sandbox.require("POST", "/api/execute", {"command": command, "timeout": "60s"})
         if answer.get("exit_code") != 0:
-            raise ConnectError("internal", answer_text(answer, "stderr", "")[:500] or "mv failed")
+            raise ConnectError("failed_precondition", answer_text(answer, "stderr", "")[:500] or "mv failed")
     return {"entry": await entry_of(sandbox, target)}
 
 

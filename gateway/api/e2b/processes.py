@@ -112,7 +112,8 @@ async def close_stdin(sandbox: SandboxClient, message: Message) -> Message:
 
 async def send_signal(sandbox: SandboxClient, message: Message) -> Message:
     """SIGKILL or SIGTERM."""
-    signal = _SIGNALS.get(message.get("signal", ""))
+    asked = message.get("signal")
+    signal = _SIGNALS.get(asked) if isinstance(asked, str | int) else None
     if signal is None:
         raise ConnectError("invalid_argument", "signal: expected SIGNAL_SIGKILL or SIGNAL_SIGTERM")
     name = await _selected(sandbox, message)

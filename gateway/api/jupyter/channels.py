@@ -7,6 +7,7 @@ passing on the kernel's own messages. They are user code's, and picod bounds and
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -30,6 +31,8 @@ from gateway.core.model import SessionId, SessionState
 from gateway.core.units import rfc3339
 from gateway.identity.scope import require_use
 from gateway.sessions.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = "/jupyter/api/kernels/", "/channels"
 _MAX_WAITING = 64  # requests of one connection that wait for the code before them; picod's own bound
@@ -118,6 +121,16 @@ class _Connection:
             self._waiting.put_nowait(message)
 
     async def _work(self) -> None:
+        """Answer what waits, one after another. A failure of ours closes the connection: else it would hang."""
+        try:
+            await self._answer_all()
+        except WakegateError as error:
+            logger.warning("a connection of kernel %s ends: %s", self._session_id, error)
+        except Exception:
+            logger.exception("a connection of kernel %s ends", self._session_id)
+        await self._send_frame({"type": "websocket.close", "code": 1011, "reason": "internal error"})
+
+    async def _answer_all(self) -> None:
         while True:
             message = await self._waiting.get()
             kind = message["header"]["msg_type"]

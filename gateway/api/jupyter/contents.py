@@ -25,6 +25,7 @@ from gateway.api.http import JSON, read_json, read_object
 from gateway.api.jupyter.named import find_kernel, list_kernels
 from gateway.api.sandbox_json import MAX_VALUES, BadAnswerError, count_values, parse_object
 from gateway.api.workspace_files import Entry, WorkspaceFiles, inner_path
+from gateway.core import json_depth
 from gateway.core.errors import BadRequestError, ConflictError, NotFoundError
 from gateway.core.interfaces import SandboxCaller, SessionStore
 from gateway.core.model import Session
@@ -269,7 +270,7 @@ def _loads(data: bytes) -> Any:
     # 24 MiB of `[],` would be eight million lists, which take half a gigabyte.
     if count_values(data) > MAX_VALUES:
         raise ValueError(f"it holds more than {MAX_VALUES} values")
-    return orjson.loads(data)
+    return json_depth.loads(data)
 
 
 async def _is_there(files: WorkspaceFiles, path: str) -> bool:

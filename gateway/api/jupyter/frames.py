@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from gateway.core import json_depth
+
 V1 = "v1.kernel.websocket.jupyter.org"
 MAX_MESSAGE_BYTES = 4 << 20  # of a client's; what a kernel shows is bounded by picod
 _MAX_PARTS = 64
@@ -27,7 +29,7 @@ def parse(frame: str | bytes, *, v1: bool) -> Mapping[str, Any]:
     if len(frame) > MAX_MESSAGE_BYTES:
         raise FrameError(f"a message is larger than {MAX_MESSAGE_BYTES} bytes")
     try:
-        message = _parse_v1(frame) if v1 and isinstance(frame, bytes) else orjson.loads(frame)
+        message = _parse_v1(frame) if v1 and isinstance(frame, bytes) else json_depth.loads(frame)
     except (ValueError, struct.error) as error:
         raise FrameError(f"a frame is no message of Jupyter's: {error}") from None
     if not isinstance(message, dict):
@@ -53,7 +55,7 @@ def _parse_v1(frame: bytes) -> dict[str, Any]:
     if list(offsets) != sorted(offsets) or offsets[0] < 8 * (count + 1) or offsets[-1] > len(frame):
         raise FrameError("the offsets are not those of parts one after another")
     parts = [frame[begin:end] for begin, end in itertools.pairwise(offsets)]
-    named = dict(zip(_NAMES, map(orjson.loads, parts[1:5]), strict=True))
+    named = dict(zip(_NAMES, map(json_depth.loads, parts[1:5]), strict=True))
     return {"channel": parts[0].decode(), **named, "buffers": parts[5:]}
 
 

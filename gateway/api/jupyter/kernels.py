@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.errors import Handler
-from gateway.api.http import JSON, MAX_BODY_BYTES, read_bytes
+from gateway.api.http import JSON, MAX_BODY_BYTES, read_bytes, unreadable
 from gateway.api.jupyter.named import MARK, find_kernel, list_kernels
 from gateway.api.sandbox_json import BadAnswerError
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
+from gateway.core import json_depth
 from gateway.core.errors import BadRequestError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SessionStore
 from gateway.core.model import Session
@@ -141,9 +141,9 @@ async def _read(request: Request) -> dict[str, Any]:
     if not data.strip():
         return {}
     try:
-        body = orjson.loads(data)
+        body = json_depth.loads(data)
     except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
+        raise unreadable("the body", error) from None
     if body is not None and not isinstance(body, dict):
         raise BadRequestError("the body must be a JSON object")
     return body or {}

@@ -157,7 +157,7 @@ class RunsAPI:
 def read_job(body: Mapping[str, Any]) -> Job:
     """What to run. Raises ParamError, BadRequestError, OutsideWorkspaceError. Pure."""
     language, code, arguments = body.get("lang"), body.get("code"), body.get("args") or []
-    if language not in _LANGUAGES:
+    if not isinstance(language, str) or language not in _LANGUAGES:
         raise ParamError("lang", f"there are {', '.join(_LANGUAGES)}; got {str(language)[:32]!r}")
     if not isinstance(code, str) or not code:
         raise ParamError("code", "expected text")

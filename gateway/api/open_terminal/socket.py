@@ -192,7 +192,9 @@ class _Shell:
             if reply.status != 200:
                 await checked(replace(reply, body=await read_error(chunks)))
             events = read_events(chunks)
-            name, started, _ = await anext(events, ("", {}, 0))
+            # No tuple as the default: Python 3.11 then raises SystemError at the end.
+            first = await anext(events, None)
+            name, started, _ = first or ("", {}, 0)
             process = text_of(started, "id", "")
             if name != "start" or not process.isalnum():
                 raise BadAnswerError("the sandbox's stream does not begin with the process")

@@ -22,6 +22,7 @@ MAX_EVENT_BYTES = 24 << 20  # a picture is one event
 MAX_RESULTS_BYTES = 16 << 20  # of all results, as picod keeps them
 MAX_RESULTS = 256  # the same
 _MAX_SAME_DISPLAY = 16  # results that one display_id updates
+_MAX_LINES = 16  # of an event: picod writes three
 _KEPT_CHARS = 4 << 20  # of each end of a stream; models are shown less, and a file has the rest
 
 
@@ -161,7 +162,9 @@ async def read_batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[Sequence[E
         while (end := pending.find(b"\n\n", max(start, searched))) >= 0:
             event = bytes(memoryview(pending)[start:end])
             start = end + 2
-            fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
+            # At most so many lines: 24 MiB of line ends would be 25 million of them.
+            lines = event.split(b"\n", _MAX_LINES)
+            fields = dict(line.split(b": ", 1) for line in lines if b": " in line and line[:1] != b":")
             if b"data" in fields:
                 name = fields.get(b"event", b"message").decode("latin-1")
                 events.append((name, await parse_object(fields[b"data"]), len(event)))
