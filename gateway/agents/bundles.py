@@ -121,13 +121,15 @@ class BundleStore:
 
 def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> None:
     """Unpack a tar archive into an empty folder. Raises BadRequestError, TooLargeError."""
-    left, count = max_bytes, 0
+    left, seen = max_bytes, set[PurePosixPath]()
     try:
         for member, content in read_tar(file):
-            count += 1
-            if count > max_files:
-                raise TooLargeError(f"the bundle has more than {max_files} files")
-            target = folder / _inside(member.name)
+            path = _inside(member.name)
+            # With the folders that its path implies: one file may be in 250 of them, and each takes an inode.
+            seen.update((path, *path.parents[:-1]))
+            if len(seen) > max_files:
+                raise TooLargeError(f"the bundle has more than {max_files} files and folders")
+            target = folder / path
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True, mode=0o755)
                 continue

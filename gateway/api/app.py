@@ -253,7 +253,7 @@ class Surfaces:
             **ProcessesAPI(chats, parts.caller).handlers(),
             **FilesAPI(chats, parts.caller).handlers(),
             **SearchAPI(chats, parts.caller).handlers(),
-            **PortsAPI(chats, parts.caller).handlers(),
+            **PortsAPI(chats, parts.caller, settings.strip_headers).handlers(),
             **ShellsAPI(chats, parts.caller, parts.clock).handlers(),
             **ClaimsAPI(lifecycle, parts.hibernator, store, catalog, parts.clock).handlers(),
             **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),

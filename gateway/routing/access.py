@@ -17,6 +17,7 @@ from typing import Any
 from gateway.core.addresses import host_name, is_loopback
 from gateway.core.errors import BadRequestError, SettingsError, UnauthorizedError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
+from gateway.core.origin_fields import names_of
 from gateway.core.proxies import read_proxies
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.peers import PeerSigner
@@ -74,7 +75,7 @@ class AccessPolicy:
         unauthenticated_rate: float = 0.0,
     ) -> None:
         """Raises SettingsError for an origin, a network or a domain that is none, and for an own name below it."""
-        self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
+        self.stripped = frozenset(name.encode() for name in names_of(strip_headers))
         if authenticated:
             self.stripped |= {b"x-api-key"}  # it is a key of ours then, and no application's
         self.plain = PLAIN - self.stripped

@@ -6,6 +6,7 @@ anything that speaks for its whole origin. Cookies are confined to the paths of 
 
 from __future__ import annotations
 
+from gateway.core.origin_fields import OF_THE_ORIGIN
 from gateway.routing.field_names import HOP_BY_HOP
 from gateway.routing.request_fields import Headers
 from gateway.routing.target import SESSION_HEADERS
@@ -14,13 +15,7 @@ from picod.wire import REFUSED_HEADER
 # Response fields that are ours to write, besides hop-by-hop ones.
 GATEWAY_FIELDS = frozenset((*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"))
 # Date too: the server writes its own into every answer, and a field that has one value must not come twice.
-# And what speaks for the whole origin, which is the gateway's: a service worker's scope above its script's folder, the
-# data of other pages, TLS policies, other addresses to reach it at, error reports about all of it.
-_OF_THE_ORIGIN = frozenset((
-    b"alt-svc", b"clear-site-data", b"nel", b"public-key-pins", b"public-key-pins-report-only", b"report-to",
-    b"service-worker-allowed", b"strict-transport-security",
-))  # fmt: skip
-_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {
+_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | {name.encode() for name in OF_THE_ORIGIN} | {
     b"x-request-id", b"date", REFUSED_HEADER.encode(),
 }  # fmt: skip
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}

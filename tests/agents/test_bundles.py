@@ -75,8 +75,9 @@ def test_a_small_archive_of_large_files_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(bundles, "MAX_FILES", 3)
     with pytest.raises(TooLargeError):
         store.add(io.BytesIO(archive(("a", bytes(1001)))))
-    with pytest.raises(TooLargeError):
-        store.add(io.BytesIO(archive(*((f"f{index}", b"") for index in range(4)))))
+    for names in (["a", "b", "c", "d"], ["a/b/c/d"], ["a/b", "c/d"]):  # the folders of a path take room too
+        with pytest.raises(TooLargeError, match="more than 3 files and folders"):
+            store.add(io.BytesIO(archive(*((name, b"") for name in names))))
     assert list((tmp_path / "agents").iterdir()) == []
 
 

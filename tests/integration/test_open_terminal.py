@@ -356,6 +356,8 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.send_response(201)
         self.send_header("content-length", str(len(said)))
         self.send_header("set-cookie", "a=b")
+        for name in ("service-worker-allowed", "clear-site-data", "strict-transport-security", "x-session-id"):
+            self.send_header(name, "evil")
         self.send_header("x-own", "1")
         self.end_headers()
         self.wfile.write(said)
@@ -373,13 +375,16 @@ def test_servers_of_a_chat_are_listed_and_asked(server: Server, key: str) -> Non
     wait_until(lambda: chat.get("/ports")["ports"] != [], "the server to listen")
     assert chat.get("/ports")["ports"] == [{"port": 8123, "pid": None, "process": None}]
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        chat.headers["cookie"] = "c=d"
+        chat.headers |= {"cookie": "c=d", "x-auth-request-email": "me@example.com", "x-forwarded-access-token": "t"}
         body = {} if method == "GET" else {"content": b"data"}
         reply = chat.ask(method, "/proxy/8123/a%2Fb/c?q=1&q=2", **body)
         assert reply.status_code == 201, reply.text
         assert (reply.json()["path"], reply.json()["body"]) == ("/a%2Fb/c?q=1&q=2", "data" if body else "")
-        assert not {"authorization", "cookie", "x-user-id", "x-session-id"} & set(reply.json()["headers"])
+        unseen = {"authorization", "cookie", "x-user-id", "x-session-id"}
+        unseen |= {"x-auth-request-email", "x-forwarded-access-token"}
+        assert not unseen & set(reply.json()["headers"])
         assert "set-cookie" not in reply.headers
+        assert "evil" not in reply.headers.values()
         assert reply.headers["x-own"] == "1"
     assert "8124" in chat.get("/proxy/8124/", 502)["error"]
     assert chat.get("/proxy/0/", 400)["detail"].startswith("port: expected")

@@ -51,9 +51,9 @@ class Download(Response):
                 await error_answer(reply.status, text)(scope, receive, send)
                 return
             fields = {name: reply.headers[name] for name in _HEADERS if name in reply.headers}
-            # envd says `inline`; a browser is kept from running what code wrote (X-Content-Type-Options, CSP).
+            # Not `inline`, as envd says: a browser would show what code wrote as a page of the gateway's origin.
             fields |= {
-                "content-disposition": f"inline; filename*=UTF-8''{quote(self._path.name, safe='')}",
+                "content-disposition": f"attachment; filename*=UTF-8''{quote(self._path.name, safe='')}",
                 "x-content-type-options": "nosniff",
                 "content-security-policy": "sandbox",
             }

@@ -1,7 +1,7 @@
 """Servers that code has started in a chat's sandbox: /open-terminal/ports lists them, /proxy/PORT/PATH asks one.
 
 Open WebUI shows their pages under its own origin, through its proxy. So no cookie of theirs is passed on, in either
-direction, and no credential.
+direction, no credential, and nothing that speaks for a whole origin.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gateway.api.workspace_files import checked
 from gateway.core.errors import NotFoundError, WakegateError
 from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SessionId
+from gateway.core.origin_fields import OF_THE_ORIGIN, names_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_BODY_BYTES = 1 << 30
@@ -30,15 +31,20 @@ _OWN = frozenset((
     "authorization", "connection", "content-length", "cookie", "expect", "host", "keep-alive", "proxy-authorization",
     "te", "trailer", "transfer-encoding", "upgrade", "x-api-key", "x-session-id", "x-user-id", "x-agentcube-session-id",
 ))  # fmt: skip
-_NOT_BACK = frozenset(("connection", "keep-alive", "set-cookie", "trailer", "transfer-encoding", "upgrade"))
+_NOT_BACK = OF_THE_ORIGIN | {
+    "connection", "keep-alive", "set-cookie", "trailer", "transfer-encoding", "upgrade", "x-session-id",
+    "x-agentcube-session-id",
+}  # fmt: skip
 
 
 class PortsAPI:
     """The handlers of ports."""
 
-    def __init__(self, chats: Chats, caller: SandboxCaller) -> None:
+    def __init__(self, chats: Chats, caller: SandboxCaller, strip_headers: str) -> None:
+        """`strip_headers` as in the settings: names of request fields, comma-separated."""
         self._chats = chats
         self._caller = caller
+        self._kept_back = _OWN | names_of(strip_headers)
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -65,14 +71,18 @@ class PortsAPI:
         rest = raw.partition(b"/proxy/")[2].partition(b"/")[2].decode("latin-1")
         query = request.scope["query_string"].decode("latin-1")
         target = f"/api/ports/{int(port)}/{rest}" + (f"?{query}" if query else "")
-        return _Answer(self._caller, session.id, target, request)
+        fields = {name: value for name, value in request.headers.items() if name not in self._kept_back}
+        return _Answer(self._caller, session.id, target, request, fields)
 
 
 class _Answer(Response):
     """Passes a request to a server in the sandbox, and its answer back as it comes."""
 
-    def __init__(self, caller: SandboxCaller, session_id: SessionId, target: str, request: Request) -> None:
+    def __init__(
+        self, caller: SandboxCaller, session_id: SessionId, target: str, request: Request, fields: Mapping[str, str]
+    ) -> None:
         super().__init__()
+        self._fields = fields
         self._caller = caller
         self._session_id = session_id
         self._target = target
@@ -81,10 +91,11 @@ class _Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, or an error as long as nothing has been sent. Raises WakegateError after that."""
         request, started = self._request, False
-        fields = {name: value for name, value in request.headers.items() if name not in _OWN}
         try:
             body = await _body(request)
-            opened = self._caller.stream(self._session_id, request.method, self._target, headers=fields, body=body)
+            opened = self._caller.stream(
+                self._session_id, request.method, self._target, headers=self._fields, body=body
+            )
             async with opened as (reply, chunks):
                 started = True
                 head = {"type": "http.response.start", "status": reply.status, "headers": _back(reply.headers)}
