@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.agent_tasks import agent_of, sees_task
 from gateway.api.errors import Handler
 from gateway.api.http import JSON
+from gateway.api.task_parts import agent_of, sees_task
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.identity import current

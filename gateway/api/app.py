@@ -19,10 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.agent_bundles import AgentBundlesAPI
+from gateway.api.agent_invocations import AgentInvocationsAPI
 from gateway.api.agent_sandbox.claims import ClaimsAPI
 from gateway.api.agent_sandbox.router import AgentSandboxRouter
 from gateway.api.agent_schedules import AgentSchedulesAPI
-from gateway.api.agent_tasks import AgentTasksAPI, TaskParts
+from gateway.api.agent_tasks import AgentTasksAPI
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.agentscope.manager import ManagerAPI
@@ -69,6 +70,7 @@ from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS, requiring
 from gateway.api.resource_metadata import ResourceMetadata
 from gateway.api.session_metrics import SessionMetricsAPI
+from gateway.api.task_parts import TaskParts
 from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.usage import UsageAPI
@@ -204,7 +206,8 @@ class Surfaces:
                 None if parts.agents is None else parts.agents.bundles,
                 None if parts.agents is None else parts.agents.environments,
             ).handlers(),
-            **AgentTasksAPI(parts.tasks, catalog, lifecycle, clock).handlers(),
+            **AgentInvocationsAPI(parts.tasks, catalog, lifecycle, clock).handlers(),
+            **AgentTasksAPI(parts.tasks, catalog, clock).handlers(),
             **AgentSchedulesAPI(parts.tasks.scheduler, catalog, clock, parts.tasks.limits.retention).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),

@@ -17,9 +17,9 @@ from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
 from gateway.agents.manifests import compiled
 from gateway.agents.mirror import Mirror
-from gateway.api.agent_tasks import TaskParts
 from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
+from gateway.api.task_parts import TaskParts
 from gateway.app.agents import (
     A_CLUSTER,
     make_bundles,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from ipaddress import ip_network
 
-from gateway.api.agent_tasks import TaskLimits, TaskParts
+from gateway.api.task_parts import TaskLimits, TaskParts
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.interfaces import RuntimeCatalog

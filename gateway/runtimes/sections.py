@@ -14,7 +14,7 @@ from gateway.core.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Req
 from gateway.egress.rule_entries import MAX_ENTRIES, Entry, parse_entry
 from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files
-from gateway.runtimes.schema import PORTS
+from gateway.runtimes.schema_wakegate import PORTS
 
 NO_PROCESSES = "expected no such limit in a cluster, where the kubelet counts processes: set its podPidsLimit"
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")

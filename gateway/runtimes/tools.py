@@ -23,7 +23,7 @@ from typing import Any
 from gateway.core.model import DeclaredTool
 from gateway.core.units import parse_duration
 from gateway.runtimes.files import Files
-from gateway.runtimes.schema import TOOL_NAME
+from gateway.runtimes.schema_wakegate import TOOL_NAME
 from gateway.runtimes.tool_schema import schema_problems
 
 Problem = Callable[[str, str, Any], None]  # (field path, what would be right, what was there)

@@ -85,7 +85,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """What sessions use and do not make: the Protocols of gateway/core/interfaces.py."""
+    """What sessions use and do not make: the Protocols of gateway/core/interfaces."""
 
     store: SessionStore
     provider: SandboxProvider

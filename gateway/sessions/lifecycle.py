@@ -162,7 +162,7 @@ class Lifecycle:
 
         It has no owner, so any gateway may open it. `session_id`: its id, if it was given out before; a session that
         has it already is returned. `ttl` as in `create`. `reusable_until` in epoch seconds: see REUSABLE_UNTIL of
-        core/model.py.
+        core/model.
         Raises: RuntimeNotFoundError, SessionNotFoundError if the id is another caller's, LimitError,
         StoreUnavailableError.
         """
