@@ -129,7 +129,7 @@ class Incoming:
         if request.hops and type(target) is Target:
             target = replace(target, passed_on=True)
         if request.prefers_async and is_invocation(target) and scope.get("method") == "POST":
-            target = NotProxied.CONTROL  # api/agent_tasks.py keeps it, and has it run later
+            target = NotProxied.CONTROL  # api/agent_invocations.py keeps it, and has it run later
         self.target = target
         # The query first: to name a member of an enumeration takes 0.2 us in Python 3.11, and few requests have one.
         if scope["query_string"] and target is NotProxied.CONTROL:
