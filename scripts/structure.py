@@ -1,4 +1,4 @@
-"""Print the packages, what imports what, import cycles and the longest functions.
+"""Print the packages, what imports what, import cycles, the longest modules and functions, and how many comments.
 
 `--check` fails on a cycle, and on a package that docs/architecture.md does not name.
 
@@ -13,6 +13,7 @@ import argparse
 import ast
 import re
 import sys
+import tokenize
 from collections import defaultdict
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -23,6 +24,7 @@ import grimp
 TOP = ("gateway", "picod", "wakegate_client")
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
+FOR_TOOLS = ("#!", "# fmt:", "# noqa", "# type:", "# pragma")
 
 
 def unit(module: str) -> str:
@@ -83,6 +85,46 @@ def functions() -> list[tuple[int, str]]:
                     lines = (node.end_lineno or node.lineno) - node.lineno + 1
                     found.append((lines, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"))
     return sorted(found, reverse=True)
+
+
+def comments(path: Path) -> tuple[int, int]:
+    """(lines of comments, lines of code) of a module. Blank lines and docstrings are neither.
+
+    A comment beside code counts as one, and so does each line of a longer one. What only tools read does not.
+    """
+    found, code = 0, set[int]()
+    skipped = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+    before = tokenize.NEWLINE
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.COMMENT:
+                found += not token.string.startswith(FOR_TOOLS)
+                continue
+            # A string that begins a statement is a docstring.
+            is_docstring = token.type == tokenize.STRING and before in (tokenize.NEWLINE, tokenize.INDENT)
+            if token.type not in skipped and not is_docstring:
+                code.update(range(token.start[0], token.end[0] + 1))
+            if token.type not in (tokenize.NL, tokenize.DEDENT, tokenize.ENCODING):
+                before = token.type
+    return found, len(code)
+
+
+def print_sizes(top: str, longest: int) -> None:
+    """Print the longest modules of a top package, and how many comments each of its packages has."""
+    lines: list[tuple[int, str]] = []
+    counted: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for path in sorted((ROOT / top).rglob("*.py")):
+        lines.append((len(path.read_text().splitlines()), str(path.relative_to(ROOT))))
+        found, code = comments(path)
+        inside = path.relative_to(ROOT / top).parts
+        for name in {top, f"{top}/{inside[0]}" if len(inside) > 1 else top}:
+            counted[name][0] += found
+            counted[name][1] += code
+    print(f"\n{top}: lines of comments per 100 of code, and the longest modules (lines):")
+    for name, (found, code) in sorted(counted.items()):
+        print(f"  {100 * found / max(code, 1):4.1f} {name}")
+    for number, name in sorted(lines, reverse=True)[:longest]:
+        print(f"  {number:4} {name}")
 
 
 def read_imports() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
@@ -158,6 +200,8 @@ def main() -> int:
         print_packages(top, modules, units)
     if not circles:
         print("\nno import cycles")
+    for top in TOP:
+        print_sizes(top, 10)
     print(f"\nthe {arguments.functions} longest functions (lines):")
     for lines, name in functions()[: arguments.functions]:
         print(f"  {lines:4} {name}")

@@ -10,7 +10,8 @@
 `AsyncClient` has the same methods to be awaited. Answers are the JSON objects of docs/http-api.md, typed in `types`.
 """
 
-from wakegate_client.calls import APIError, Event, UnreachableError
-from wakegate_client.client import AsyncClient, Client
+from wakegate_client.answers import APIError, Event, UnreachableError
+from wakegate_client.async_client import AsyncClient
+from wakegate_client.client import Client
 
 __all__ = ["APIError", "AsyncClient", "Client", "Event", "UnreachableError"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.serve import Server, serve
 from wakegate_client import APIError, AsyncClient, Client, UnreachableError
-from wakegate_client.calls import EventReader
+from wakegate_client.answers import EventReader
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_address_where_nothing_answers_is_one_error() -> None:
 
 def test_event_of_any_size_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox that sends one line of data after the other fills no memory here."""
-    monkeypatch.setattr("wakegate_client.calls.MAX_EVENT_CHARS", 100)
+    monkeypatch.setattr("wakegate_client.answers.MAX_EVENT_CHARS", 100)
     reader = EventReader()
     with pytest.raises(UnreachableError, match="too large"):
         list(chain.from_iterable(reader.feed("data: 0123456789") for _ in range(100)))

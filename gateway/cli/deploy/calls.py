@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import IO, Any
 from urllib.parse import quote
 
-from wakegate_client.calls import Call, read_json
+from wakegate_client.answers import read_json
+from wakegate_client.calls import Call
 
 
 def _agent(name: str, tail: str = "") -> str:

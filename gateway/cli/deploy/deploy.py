@@ -19,8 +19,7 @@ from gateway.cli.remote.connection import Target, over_api
 from gateway.cli.remote.progress import Counted, transfer, waiting
 from gateway.cli.remote.screen import plain
 from gateway.core.errors import SettingsError
-from wakegate_client import Client
-from wakegate_client.calls import APIError
+from wakegate_client import APIError, Client
 
 _RUNNER = ".wakegate/serve_agent.py"
 _POLL_S = 0.1

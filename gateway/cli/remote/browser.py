@@ -9,7 +9,8 @@ import typer
 
 from gateway.cli.remote.connection import SessionId, Target, over_api
 from wakegate_client import Client
-from wakegate_client.calls import Call, of_session, read_json
+from wakegate_client.answers import read_json
+from wakegate_client.calls import Call, of_session
 
 _TOKEN_TTL = "1h"  # noqa: S105 - a duration
 

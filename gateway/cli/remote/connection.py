@@ -20,7 +20,7 @@ import typer
 
 from gateway.core.errors import SettingsError
 from wakegate_client import Client
-from wakegate_client.client import DEFAULT_URL
+from wakegate_client.base import DEFAULT_URL
 
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="The gateway's address.", show_default=False)]
 ApiKey = Annotated[

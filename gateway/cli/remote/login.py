@@ -11,7 +11,7 @@ import typer
 from gateway.cli.remote.connection import Target, connect, contexts_file, read_contexts, write_contexts
 from gateway.cli.remote.screen import note, plain
 from gateway.core.errors import SettingsError
-from wakegate_client.client import DEFAULT_URL
+from wakegate_client.base import DEFAULT_URL
 
 
 def login(
