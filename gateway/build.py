@@ -121,7 +121,7 @@ def _gate(settings: Settings, entrance: socket.socket | None = None) -> EgressGa
 
 
 def _refused_networks(settings: Settings) -> tuple[str, ...]:
-    """Raises SettingsError."""
+    """The networks of --egress-refuse, normalised. Raises SettingsError."""
     texts = [text.strip() for text in settings.egress_refuse.split(",") if text.strip()]
     try:
         return tuple(str(ip_network(text)) for text in texts)

@@ -22,7 +22,7 @@ class AsyncClient(Base):
     """The same methods, to be awaited."""
 
     def __init__(self, url: str | None = None, key: str | None = None, *, verify: Any = True) -> None:
-        """As `Base`."""
+        """`url`, `key` and `verify` as in Base."""
         super().__init__(url, key, verify=verify)
         self._http = httpx.AsyncClient(**self._options)
 
@@ -114,15 +114,15 @@ class AsyncClient(Base):
         return await self.send(calls.wake(session))
 
     async def execute(self, session: str, command: Sequence[str], **fields: Any) -> Executed:
-        """Run a command to its end."""
+        """Run a command to its end: `timeout`, `working_dir`, `env`."""
         return await self.send(calls.execute(session, command, fields))
 
     async def run_code(self, session: str, code: str, **fields: Any) -> CodeResult:
-        """Run code in a context that keeps its variables."""
+        """Run code in a context that keeps its variables: `language`, `context_id`, `timeout`."""
         return await self.send(calls.run_code(session, code, fields))
 
     async def read_file(self, session: str, path: str) -> bytes:
-        """The whole of a file."""
+        """The whole of a file, in memory; `stream` of the blocking client is for large ones."""
         return await self.send(calls.read_file(session, path))
 
     async def write_file(self, session: str, path: str, content: Any) -> dict[str, Any]:
@@ -142,9 +142,9 @@ class AsyncClient(Base):
         return await self.send(calls.usage(params))
 
     async def caller(self) -> Caller:
-        """Who the key stands for."""
+        """Who the key stands for: subject, tenant, role."""
         return await self.send(calls.caller())
 
     async def tenants(self) -> list[Tenant]:
-        """All tenants."""
+        """All tenants with their limits; for operators."""
         return await self.send(calls.tenants())

@@ -22,7 +22,7 @@ class Client(Base):
     """A client that blocks. Every method raises APIError for a refusal, UnreachableError where nothing answers."""
 
     def __init__(self, url: str | None = None, key: str | None = None, *, verify: Any = True) -> None:
-        """As `Base`."""
+        """`url`, `key` and `verify` as in Base."""
         super().__init__(url, key, verify=verify)
         self._http = httpx.Client(**self._options)
 
@@ -123,7 +123,7 @@ class Client(Base):
         return self.send(calls.run_code(session, code, fields))
 
     def read_file(self, session: str, path: str) -> bytes:
-        """The whole of a file."""
+        """The whole of a file, in memory; `stream` is for large ones."""
         return self.send(calls.read_file(session, path))
 
     def write_file(self, session: str, path: str, content: Any) -> dict[str, Any]:
@@ -143,9 +143,9 @@ class Client(Base):
         return self.send(calls.usage(params))
 
     def caller(self) -> Caller:
-        """Who the key stands for."""
+        """Who the key stands for: subject, tenant, role."""
         return self.send(calls.caller())
 
     def tenants(self) -> list[Tenant]:
-        """All tenants."""
+        """All tenants with their limits; for operators."""
         return self.send(calls.tenants())

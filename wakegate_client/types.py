@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class RuntimeName(TypedDict):
-    """The runtime of a session."""
+    """The runtime of a session, by its parts."""
 
     namespace: str
     name: str

@@ -111,12 +111,12 @@ class Agent:
         return RuntimeKey(self.namespace, self.name, Kind.AGENT_RUNTIME, number)
 
     def revision(self, number: int) -> Revision | None:
-        """A revision that is kept."""
+        """The revision of that number. None: it was never made, or is no longer kept."""
         return next((each for each in self.revisions if each.number == number), None)
 
     @property
     def latest(self) -> Revision:
-        """The newest revision."""
+        """The newest revision, whether or not it is served."""
         return self.revisions[-1]
 
     @property

@@ -39,7 +39,7 @@ class FilePath:
 
     @property
     def name(self) -> str:
-        """The last component."""
+        """The last component; `/` for the root."""
         return posixpath.basename(self.absolute) or "/"
 
 

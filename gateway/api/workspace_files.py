@@ -56,12 +56,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The last component."""
+        """The last component of the path."""
         return posixpath.basename(self.path)
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a folder."""
+        """Whether it is a folder, and not a link to one."""
         return self.type == "directory"
 
 

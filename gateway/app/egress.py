@@ -35,7 +35,7 @@ class SessionEgress:
         gate.on_cache(self._count_cache)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
-        """A session has a sandbox."""
+        """A sandbox was bound to a session: grant it what the session may reach."""
         self._sessions[sandbox] = session
         self._grant(sandbox, session)
 

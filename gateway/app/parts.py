@@ -51,7 +51,7 @@ def cached_store(store: SessionStore) -> SessionStore:
 
 
 def session_settings(settings: Settings) -> SessionSettings:
-    """Of the life of sessions."""
+    """What `sessions` takes of the settings; how long a start and a heartbeat may take depends on the engine."""
     # A pod may take minutes to start, and may be evicted; a sandbox of this machine does neither.
     in_cluster = settings.engine == "kubernetes"
     return SessionSettings(

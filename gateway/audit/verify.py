@@ -67,7 +67,7 @@ class _Torn:
 
 
 class TamperedError(Exception):
-    """What is wrong, and where."""
+    """The trail is not as it was written; the text says what is wrong, and in which line."""
 
 
 def verify(files: Sequence[Path], public_key: Ed25519PublicKey | None, heads: Iterable[bytes] = ()) -> list[Report]:

@@ -48,7 +48,7 @@ class _TopParser(Parser):
     """The parser of `wakegate` itself, whose help also names the commands that typer runs (registry.py)."""
 
     def format_help(self) -> str:
-        """All commands in groups."""
+        """All commands, in their groups."""
         return grouped_help()
 
 

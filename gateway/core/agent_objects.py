@@ -27,7 +27,7 @@ class AgentObject:
 
     @property
     def id(self) -> str:
-        """As an agent's."""
+        """NAMESPACE/NAME, the id of the agent that it is."""
         return f"{self.namespace}/{self.name}"
 
 
@@ -40,7 +40,7 @@ class AgentObjects(Protocol):
 
     @property
     def namespaces(self) -> Sequence[str]:
-        """Where agents can be."""
+        """The namespaces in which agents can be made."""
         ...
 
     def all(self) -> Sequence[AgentObject]:

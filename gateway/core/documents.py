@@ -25,7 +25,7 @@ class DocumentStore(Protocol):
     """
 
     async def get(self, kind: str, name: str) -> Document | None:
-        """The document, or None."""
+        """The document as last written. None: there is none."""
         ...
 
     async def put(self, document: Document) -> Document:

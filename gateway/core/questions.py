@@ -35,5 +35,5 @@ class NoQuestions:
         await asyncio.Event().wait()
 
     async def ask(self, session_id: SessionId, others: Collection[str], timeout: float) -> Mapping[str, bool]:
-        """No answers, at once."""
+        """No answers, at once: nobody shares the store."""
         return {}

@@ -100,7 +100,7 @@ class QuotaLedger(Protocol):
         ...
 
     async def entries(self, tenant: str) -> Sequence[Entry]:
-        """All entries of a tenant."""
+        """The entries of a tenant's sessions, in no particular order."""
         ...
 
     async def tenants(self) -> Sequence[str]:
@@ -135,7 +135,7 @@ class Parted:
     taken: int = 0
 
     def give(self, holder: str, wish: Wish, now: float, ttl: float) -> Part:
-        """As QuotaLedger.part."""
+        """The part that a holder gets, by the rule of QuotaLedger.part."""
         # Beyond any holder's time: the clock was set back since.
         self.held = {
             name: (units, until)

@@ -22,7 +22,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Source(Protocol):
-    """Bytes in their order."""
+    """What an archive is read from, forward only."""
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; fewer at the end only."""
@@ -94,7 +94,7 @@ class _Prefixed:
         self._first, self._source = first, source
 
     def read(self, size: int) -> bytes:
-        """As Source.read."""
+        """As Source.read; what was looked at in advance comes first."""
         if self._first:
             first, self._first = self._first[:size], self._first[size:]
             return first

@@ -67,7 +67,7 @@ class TaskStore(Protocol):
         ...
 
     async def get(self, task_id: str) -> QueuedTask | None:
-        """The entry, or None."""
+        """The entry as last written. None: there is none."""
         ...
 
     async def write(

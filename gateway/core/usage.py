@@ -57,7 +57,7 @@ class Retention:
     totals: float = 400 * 86400.0  # a year, and the month to compare it with
 
     def of(self, key: UsageKey) -> float:
-        """That of one row."""
+        """How long the row of this key is kept, in seconds."""
         return self.sessions if key.session else self.totals
 
 

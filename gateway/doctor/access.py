@@ -27,7 +27,7 @@ _FOREIGN_ADDRESSES = (
 
 
 async def check_access(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Finding]:
-    """All checks of access."""
+    """Everything about who may use the gateway, and from where; asks issuers for their keys."""
     clock = clock or SystemClock()
     for finding in (*check_exposure(settings), *check_proxies(settings)):
         yield finding

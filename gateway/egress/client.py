@@ -70,7 +70,7 @@ class Client:
         return data
 
     async def send(self, data: bytes) -> None:
-        """Raises GoneError."""
+        """Send all of it. Raises GoneError if the client has left or reads nothing for too long."""
         try:
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
                 await self.shared.loop.sock_sendall(self.socket, data)

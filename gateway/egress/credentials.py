@@ -133,7 +133,7 @@ class Mask:
         self._held = b""
 
     def whole(self, data: bytes) -> bytes:
-        """All of a text."""
+        """A whole text with every value in it replaced by asterisks."""
         for form in self._forms:
             if form in data:
                 data = data.replace(form, b"*" * len(form))
@@ -149,7 +149,7 @@ class Mask:
         return data[lead:end]
 
     def flush(self) -> bytes:
-        """What waited, at the end."""
+        """What was held back because it could have been the beginning of a value."""
         held, self._held = self._held, b""
         return held
 

@@ -100,7 +100,7 @@ def is_own(address: Address) -> bool:
 
 
 async def _connect(address: Address, target: Target) -> socket.socket:
-    """Raises UnreachableError."""
+    """A connection to one address of the target. Raises UnreachableError."""
     made = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
     try:
         made.setblocking(False)

@@ -186,7 +186,7 @@ class EgressGate:
                 self._channel.send({"op": "close", "sandbox": sandbox})
 
     async def aclose(self) -> None:
-        """End the service."""
+        """End the service, and with it every connection that it carries."""
         if self._runs is not None:
             self._runs.cancel()
             await asyncio.gather(self._runs, return_exceptions=True)

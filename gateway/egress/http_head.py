@@ -47,7 +47,7 @@ class Head:
     fields: Sequence[Field]
 
     def values(self, name: bytes) -> list[bytes]:
-        """All values of a field."""
+        """All values of a field, in the order of its lines."""
         return [value for each, value in self.fields if each == name]
 
     @property

@@ -86,7 +86,7 @@ class Exchange:
             await asyncio.gather(sending, answering, return_exceptions=True)
 
     async def _send(self, event: h11.Event) -> None:
-        """To the origin."""
+        """Send an event of the request to the origin."""
         await self._origin.send(self._asked.send(event) or b"")
 
     def _reply(self, event: h11.Event) -> None:

@@ -24,7 +24,7 @@ class Origin:
         self._reading: asyncio.Task[bytes] | None = None
 
     async def close(self) -> None:
-        """End what still runs."""
+        """End the handshake and the reading, if they still run, and wait for their ends."""
         tasks = [task for task in (self._handshake, self._reading) if task is not None]
         for task in tasks:
             task.cancel()

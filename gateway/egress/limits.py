@@ -36,7 +36,7 @@ class Bucket:
         return max(0.0, -self._level / self._rate)
 
     def resize(self, rate: float, burst: float) -> None:
-        """Another rate from now on."""
+        """Take another rate from now on; what has been saved up is cut to the new burst."""
         self._rate, self._burst, self._level = rate, burst, min(self._level, burst)
 
     def try_take(self, now: float) -> bool:
@@ -65,7 +65,7 @@ class Share:
         self._all_units = self._all_bytes = False  # no more of them to be had, when it was asked
 
     def wish(self, limits: Limits, connections: int, moved: int) -> Wish:
-        """What to ask for."""
+        """The share of connections and bytes to ask the store for, a block at a time."""
         units = connections + max(1, min(_MAX_BLOCK, limits.connections // _BLOCK_SHARE))
         chunk = _chunk(limits) if self.is_low(limits, moved) else 0
         return Wish(min(limits.connections, units), limits.connections, chunk, limits.bytes)

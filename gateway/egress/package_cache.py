@@ -208,7 +208,7 @@ class Kept:
         return await asyncio.to_thread(os.pread, self._fd, min(_PIECE_BYTES, self.size - at), at)
 
     def close(self) -> None:
-        """Close it."""
+        """Give up reading; the file stays."""
         os.close(self._fd)
 
 
@@ -226,7 +226,7 @@ class Fetched:
         self._blake2b = hashlib.blake2b(digest_size=32)
 
     async def add(self, data: bytes) -> None:
-        """The next bytes."""
+        """Write the next bytes. On a full disk the entry is given up, and the download goes on."""
         try:
             await asyncio.to_thread(self._add, data)
         except OSError as error:

@@ -38,7 +38,7 @@ class EgressRecords:
         return self._sessions.get(session)
 
     def add(self, line: Access) -> None:
-        """Take a line of the log."""
+        """Take a line of the service's log into the record of its session."""
         found = self._session(line.session)
         found.left_out += line.left_out
         if line.outcome is Outcome.OPEN:
@@ -52,7 +52,7 @@ class EgressRecords:
         found.counts[line.outcome] = found.counts.get(line.outcome, 0) + 1
 
     def moved(self, session: str, up: int, down: int) -> None:
-        """Count bytes."""
+        """Add bytes that a session's connections have sent and received since the last call."""
         found = self._session(session)
         found.up += up
         found.down += down

@@ -41,7 +41,7 @@ class SystemResolver:
         self._kept: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
 
     async def resolve(self, name: str) -> list[Address]:
-        """As in Resolver."""
+        """As in Resolver; an answer is used for _FRESH_S."""
         loop = asyncio.get_running_loop()
         known = self._kept.get(name)
         if known is not None and loop.time() - known[0] < _FRESH_S:

@@ -91,7 +91,7 @@ class _Reader:
         self._client, self.rest = client, data
 
     async def take(self, count: int) -> bytes:
-        """Raises GoneError."""
+        """The next `count` bytes of the handshake. Raises GoneError."""
         while len(self.rest) < count:
             self.rest += await self._client.receive()
         taken, self.rest = self.rest[:count], self.rest[count:]

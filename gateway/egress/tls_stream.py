@@ -86,7 +86,7 @@ class TlsStream:
         return b"".join(pieces)
 
     async def send(self, data: bytes) -> None:
-        """Raises EndedError."""
+        """Encrypt and send all of it. Raises EndedError."""
         if data:
             try:
                 self._tls.write(data)

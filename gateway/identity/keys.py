@@ -89,12 +89,12 @@ class APIKey:
         )
 
     def used(self, at: float) -> APIKey:
-        """The same, last used then."""
+        """The same record, with the time of its last use."""
         return replace(self, last_used_at=at)
 
 
 def new_key() -> tuple[str, str]:
-    """A new key, and its id."""
+    """A new key, and the id by which it is listed and revoked."""
     key_id = _random(_ID_CHARS)
     body = f"{PREFIX}{key_id}_{_random(_SECRET_CHARS)}"
     return body + _checksum(body), key_id

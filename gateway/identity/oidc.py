@@ -47,7 +47,7 @@ class OIDCVerifier:
 
     @property
     def issuers(self) -> Sequence[IssuerKeys]:
-        """The keys of each issuer."""
+        """The keys of each issuer, for the doctor."""
         return tuple(self._issuers.values())
 
     def accepts(self, token: str) -> bool:

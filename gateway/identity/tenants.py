@@ -66,7 +66,7 @@ class TenantDirectory:
         return changed
 
     def limits(self, tenant: str) -> TenantLimits:
-        """What a tenant may use."""
+        """What a tenant may use: as the API set it, else as the file says, else the file's defaults."""
         stored = self._stored.get(tenant)
         return stored if stored is not None else self._file.tenants.get(tenant, self._file.defaults)
 

@@ -31,7 +31,7 @@ class Image:
 
     @property
     def repository(self) -> str:
-        """Registry and path."""
+        """Registry and path, without tag and digest."""
         return f"{self.registry}/{self.path}"
 
     def at(self, digest: str) -> str:

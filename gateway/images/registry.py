@@ -100,7 +100,7 @@ class _Visit:
         await self._client.aclose()
 
     async def ping(self) -> int:
-        """See Registry.ping."""
+        """As Registry.ping: the status of a request that asks for nothing."""
         status, _, _ = await self._get(self._base, {}, _MAX_TOKEN_BYTES)
         return status
 

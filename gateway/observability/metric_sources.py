@@ -27,7 +27,7 @@ class RouteTable(Protocol):
 
     @property
     def routes(self) -> Mapping[SessionId, RouteLoad]:
-        """Routes by session id."""
+        """Live routes by session id."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class PoolForecasts(Protocol):
 
     @property
     def pools(self) -> Mapping[RuntimeKey, ForecastPool]:
-        """Pools by runtime."""
+        """Forecasts and sizes of warm pools by runtime."""
         ...
 
     @property
@@ -106,12 +106,12 @@ class WaitingTasks(Protocol):
 
     @property
     def queued(self) -> int:
-        """How many wait."""
+        """How many tasks wait at all gateways."""
         ...
 
     @property
     def running(self) -> int:
-        """How many run."""
+        """How many tasks this gateway runs."""
         ...
 
     @property

@@ -23,7 +23,7 @@ class WriteBatch:
         self._writes: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
-        """Write soon."""
+        """Write at the end of the loop's turn, together with what is written until then."""
         if not self._writes:
             self._loop.call_soon(self.flush)
         self._writes.append((transport, data))

@@ -36,7 +36,7 @@ class Owner(Protocol):
         ...
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """The reader takes bytes again."""
         ...
 
 

@@ -39,7 +39,7 @@ class Reclaimable(ABC):
 
     @abstractmethod
     def reclaim(self) -> None:
-        """Close it; it is idle."""
+        """Close the connection, which is idle, to make room for another one."""
 
 
 def connection_limit(configured: int, descriptors: int) -> int:

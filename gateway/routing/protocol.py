@@ -34,7 +34,7 @@ _ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 
 
 class GatewayProtocol(ClientLifetime):
-    """One client connection."""
+    """One client connection: parses heads, and offers each whole request to the fast path first."""
 
     __slots__ = (
         "_blank_scope", "_client_certificate", "_data_size", "_framing_size", "_ignores_upgrade", "_in_line", "_line",

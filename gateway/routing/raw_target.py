@@ -29,7 +29,7 @@ def encode_line(data: bytes, before: bytes = b"") -> tuple[bytes, bytes]:
 
 
 def encode_target(target: bytes) -> bytes:
-    """The target in ASCII."""
+    """The target in ASCII: bytes that are not are percent-encoded, what is encoded already stays."""
     return quote(target, safe=ASCII).encode("ascii")
 
 

@@ -22,7 +22,7 @@ def id_line(sent: bytes | None) -> bytes:
 
 
 def id_in(line: bytes) -> bytes:
-    """The id in such a line."""
+    """The id in a header line that `id_line` made."""
     return line[_PREFIX:-_SUFFIX]
 
 

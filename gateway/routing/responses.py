@@ -46,7 +46,7 @@ def error_body(error: WakegateError) -> bytes:
 
 
 async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """A whole response."""
+    """Send a response with a body of known length."""
     await send(
         {"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
     )

@@ -165,7 +165,7 @@ class Route:
             ) from error
 
     def pools(self) -> list[UpstreamPool]:
-        """All its connections."""
+        """The pools of the sandbox's main port and of its branches."""
         return [self.pool, *(pool for _, pool in self.branches)]
 
     @property

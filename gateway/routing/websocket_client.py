@@ -58,12 +58,12 @@ class ClientSocket(WebSocketsSansIOProtocol):
         self._owed = None
 
     async def send(self, message: Any) -> None:
-        """As ASGI has it."""
+        """As ASGI has it; reading goes on after it."""
         await super().send(message)
         self._pace.go_on()  # a close has it read on, for the client's own
 
     async def receive(self) -> Any:
-        """As ASGI has it."""
+        """As ASGI has it; reading goes on after it."""
         message = await super().receive()
         self._pace.go_on()
         return message

@@ -19,7 +19,7 @@ _PATH = re.compile(r"/[!-~]{0,1000}")
 
 
 def read_schedules(entries: Sequence[Any], reader: Reader) -> tuple[Schedule, ...]:
-    """The schedules, by name."""
+    """The schedules of a manifest; problems go to the reader, each with its place."""
     found: dict[str, Schedule] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "name" not in entry or "cron" not in entry:

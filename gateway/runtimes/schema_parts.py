@@ -58,7 +58,7 @@ def keyed_by(field: str) -> Schema:
 
 
 def text(description: str = "") -> Schema:
-    """A string of any content."""
+    """A string of any content and length."""
     return described({"type": "string"}, description)
 
 
@@ -78,7 +78,7 @@ def any_object() -> Schema:
 
 
 def choice(values: list[str], description: str = "", **more: Any) -> Schema:
-    """One of several strings."""
+    """One of several strings; `more` are further keywords of the schema."""
     return described({"type": "string", "enum": values, **more}, description)
 
 

@@ -52,7 +52,7 @@ class Quotas:
         self._unsettled: set[tuple[str, SessionId]] = set()
 
     def limits(self, tenant: str) -> TenantLimits:
-        """What a tenant may use."""
+        """What a tenant may use, as its directory says now."""
         return self._tenants.limits(tenant)
 
     def longest(self, tenant: str, runtime: Runtime) -> float:

@@ -60,7 +60,7 @@ class MemoryTasks:
         return stored
 
     async def body(self, task_id: str) -> bytes:
-        """What was added with it."""
+        """The body that the entry was added with."""
         await self._turn()
         return self._bodies.get(task_id, b"")
 
@@ -70,7 +70,7 @@ class MemoryTasks:
         return self._answers.get(task_id, b"")
 
     async def delete(self, task_id: str) -> None:
-        """Forget it."""
+        """Delete the entry, its body and its answer."""
         await self._turn()
         for kept in (self._tasks, self._bodies, self._answers):
             kept.pop(task_id, None)
@@ -113,7 +113,7 @@ class MemoryTasks:
         return len(over)
 
     async def open(self) -> Mapping[str, OpenTasks]:
-        """What is open, by queue."""
+        """Counts of open entries, by queue."""
         await self._turn()
         opened: dict[str, list[QueuedTask]] = {}
         for each in self._tasks.values():

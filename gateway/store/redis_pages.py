@@ -48,7 +48,7 @@ def sortable(time: float) -> str:
 
 
 def number(digits: bytes) -> float:
-    """The inverse."""
+    """The number that `sortable` made a text of."""
     bits = int(digits, 16)
     (time,) = struct.unpack(">d", struct.pack(">Q", bits ^ (_SIGN if bits & _SIGN else _ALL)))
     return float(time)

@@ -149,7 +149,7 @@ class RedisTasks:
         return replace(task, version=task.version + 1) if done else None
 
     async def body(self, task_id: str) -> bytes:
-        """What was added with it."""
+        """The body that the entry was added with."""
         return await self._call(lambda redis: redis.hget(self._task(task_id), "body")) or b""
 
     async def answer(self, task_id: str) -> bytes:
@@ -157,7 +157,7 @@ class RedisTasks:
         return await self._call(lambda redis: redis.hget(self._task(task_id), "answer")) or b""
 
     async def delete(self, task_id: str) -> None:
-        """Forget it."""
+        """Delete the entry, its body and its answer."""
         found = await self.get(task_id)
         queue, keys = (found.queue, found.keys) if found is not None else ("", ())
         await self._run(_DELETE, [*self._keys(task_id, queue), *self._held(keys)], [task_id, queue])
@@ -198,7 +198,7 @@ class RedisTasks:
         return len(over)
 
     async def open(self) -> Mapping[str, OpenTasks]:
-        """What is open, by queue."""
+        """Counts of open entries, by queue."""
         names = [
             name.decode()
             for name in sorted(await self._call(lambda redis: redis.smembers(self._root + "tasks-queues")))

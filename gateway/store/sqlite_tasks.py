@@ -100,7 +100,7 @@ class SqliteTasks:
         return replace(task, version=task.version + 1) if await self._thread.write(write) else None
 
     async def body(self, task_id: str) -> bytes:
-        """What was added with it."""
+        """The body that the entry was added with."""
         return await self._data(task_id, "body")
 
     async def answer(self, task_id: str) -> bytes:
@@ -108,7 +108,7 @@ class SqliteTasks:
         return await self._data(task_id, "answer")
 
     async def delete(self, task_id: str) -> None:
-        """Forget it."""
+        """Delete the entry, its body and its answer."""
         await self._thread.write(lambda db: _delete(db, [task_id]))
 
     async def queues(self, now: float) -> Sequence[str]:
@@ -156,7 +156,7 @@ class SqliteTasks:
         return await self._thread.write(prune)
 
     async def open(self) -> Mapping[str, OpenTasks]:
-        """What is open, by queue."""
+        """Counts of open entries, by queue."""
         statement = (
             "SELECT queue, count(*), min(created_at), min(created_at) FILTER (WHERE NOT held)"
             " FROM tasks WHERE is_open GROUP BY queue"

@@ -41,7 +41,7 @@ class TaskCounts:
         self.waiting: Mapping[str, Waiting] = {}
 
     def begun(self, task: Task) -> None:
-        """Count a try."""
+        """Count a try that a gateway has begun."""
         label = self._label(task)
         self.tries[label] += 1
         # Shown from the first try on: to Prometheus a counter that begins at 1 has not grown.

@@ -61,7 +61,7 @@ def look(task: Task, now: float) -> Look:
 
 
 def begun(task: Task, holder: str, now: float, lease: float) -> Task:
-    """Taken by a gateway."""
+    """The task with a try begun by a gateway, which is another's to repeat once the lease has ended."""
     return replace(
         task,
         state=State.RUNNING,
@@ -75,7 +75,7 @@ def begun(task: Task, holder: str, now: float, lease: float) -> Task:
 
 
 def renewed(task: Task, progress: Progress, now: float, lease: float) -> Task:
-    """Still running."""
+    """The task with a longer lease, and with what its agent has said so far."""
     return replace(task, progress=progress, due_at=now + lease)
 
 

@@ -104,17 +104,17 @@ class Task:
 
     @property
     def key(self) -> RuntimeKey:
-        """The agent."""
+        """The agent, without a revision: the one that is served when it runs."""
         return RuntimeKey(self.namespace, self.name, Kind.AGENT_RUNTIME)
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """The tenant of whoever asked for it."""
         return str(self.caller["tenant"])
 
     @property
     def identity(self) -> Identity:
-        """For whom it is run."""
+        """Who asked for it, and with whose permissions it is run."""
         return identity_of(self.caller)
 
 
@@ -155,7 +155,7 @@ def is_session_key(key: str) -> bool:
 
 
 def to_queued(task: Task) -> QueuedTask:
-    """As the store keeps it."""
+    """The entry of the store: what is indexed as columns, all else as JSON."""
     value = asdict(task)
     for name in (*_COLUMNS, "unknown"):
         del value[name]

@@ -69,7 +69,7 @@ class DiskGuard:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Look at each volume in turn, until cancelled."""
         while True:
             for volume in self._volumes:
                 try:
@@ -105,7 +105,7 @@ class DiskGuard:
             await asyncio.to_thread(_shrink, volume, usage)
 
     def close(self) -> None:
-        """Close the volumes."""
+        """Close the volumes' descriptors."""
         for volume in self._volumes:
             os.close(volume.fd)
 

@@ -32,7 +32,7 @@ _SEPARATOR = "\n---\n"
 
 
 async def read_file(files: WorkspaceFiles, arguments: Arguments) -> str:
-    """A text file's content."""
+    """The content of a text file, as AgentScope's tool of that name answers it."""
     return await _read(files, _path(arguments))
 
 
@@ -55,7 +55,7 @@ async def read_multiple_files(files: WorkspaceFiles, arguments: Arguments) -> st
 
 
 async def write_file(files: WorkspaceFiles, arguments: Arguments) -> str:
-    """Create or replace a file."""
+    """Create or replace a file; answers the sentence that AgentScope's own server does."""
     await files.write(_path(arguments), _text(arguments, "content", empty=True).encode())
     return f"Successfully wrote to {_text(arguments, 'path')}"
 

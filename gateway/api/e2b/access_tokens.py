@@ -27,7 +27,7 @@ class AccessTokens:
         return "<AccessTokens>"
 
     def open(self, secret: SharedSecret) -> None:
-        """Use the store's secret."""
+        """Sign from now on with a key of the store's secret, so that gateways accept each other's tokens."""
         self._key = secret.key("access tokens of sandboxes")
 
     def of(self, session_id: str) -> str:

@@ -111,7 +111,7 @@ async def close_stdin(sandbox: SandboxClient, message: Message) -> Message:
 
 
 async def send_signal(sandbox: SandboxClient, message: Message) -> Message:
-    """SIGKILL or SIGTERM."""
+    """Process/SendSignal, which knows SIGKILL and SIGTERM only."""
     asked = message.get("signal")
     signal = _SIGNALS.get(asked) if isinstance(asked, str | int) else None
     if signal is None:

@@ -75,7 +75,7 @@ def sandbox_document(session: Session, token: str, domain: str | None) -> dict[s
 
 
 def listed_document(session: Session, runtime: Runtime | None) -> dict[str, Any]:
-    """An entry of a list."""
+    """A sandbox as GET /v2/sandboxes lists it."""
     record = record_of(session)
     limits = (runtime or Runtime(session.runtime)).limits.resized(session.resources)
     return {
@@ -95,7 +95,7 @@ def listed_document(session: Session, runtime: Runtime | None) -> dict[str, Any]
 
 
 def detail_document(session: Session, runtime: Runtime | None, domain: str | None) -> dict[str, Any]:
-    """A sandbox in full."""
+    """A sandbox as GET /sandboxes/{id} has it: with its domain and what becomes of it when it times out."""
     record = record_of(session)
     return {
         **listed_document(session, runtime),

@@ -71,12 +71,12 @@ class Watchers:
         return {"events": self._require(sandbox, message).take()}
 
     async def remove(self, sandbox: SandboxClient, message: Message) -> Message:
-        """RemoveWatcher."""
+        """Filesystem/RemoveWatcher."""
         self._require(sandbox, message).removed.set()  # its task ends the request to picod, then forgets it
         return {}
 
     async def aclose(self) -> None:
-        """End all watchers."""
+        """End all watchers, and wait until their requests to picod have ended."""
         for watcher in self._by_id.values():
             watcher.removed.set()
         await self._tasks.wait()

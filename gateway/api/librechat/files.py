@@ -25,7 +25,7 @@ _KINDS = ("user", "agent", "skill")
 
 
 class FilesAPI:
-    """The handlers of files."""
+    """Uploads, downloads and lists of the files that programs read and write."""
 
     def __init__(self, storage: Storage, caller: SandboxCaller) -> None:
         self._storage = storage

@@ -55,7 +55,7 @@ class Job:
 
 
 class RunsAPI:
-    """The handlers of runs."""
+    """/exec: a program with its files, in the session of its conversation."""
 
     def __init__(self, storage: Storage, caller: SandboxCaller) -> None:
         self._storage = storage

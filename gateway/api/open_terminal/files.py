@@ -46,7 +46,7 @@ class UnsupportedFileError(WakegateError):
 
 
 class FilesAPI:
-    """The handlers of /files."""
+    """/files: reading, writing, listing, uploads, in the sandbox of a chat."""
 
     def __init__(self, chats: Chats, caller: SandboxCaller) -> None:
         self._chats = chats

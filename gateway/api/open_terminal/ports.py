@@ -38,7 +38,7 @@ _NOT_BACK = OF_THE_ORIGIN | {
 
 
 class PortsAPI:
-    """The handlers of ports."""
+    """/ports and /proxy: servers that listen in the sandbox of a chat."""
 
     def __init__(self, chats: Chats, caller: SandboxCaller, strip_headers: str) -> None:
         """`strip_headers` as in the settings: names of request fields, comma-separated."""

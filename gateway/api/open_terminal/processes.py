@@ -46,7 +46,7 @@ _MAX_ENV = 256
 
 
 class ProcessesAPI:
-    """The handlers of /execute."""
+    """/execute: commands that are started, followed, written to and ended."""
 
     def __init__(self, chats: Chats, caller: SandboxCaller) -> None:
         self._chats = chats
@@ -195,14 +195,14 @@ class _Output:
         self._kept = bytearray()
 
     def add(self, data: bytes) -> None:
-        """Append output."""
+        """Append output; the oldest beyond _MAX_OUTPUT_BYTES is dropped."""
         self.end += len(data)
         self._kept += data
         if len(self._kept) > 2 * _MAX_OUTPUT_BYTES:  # now and then: each time would move a MiB for every line
             self._cut()
 
     def text(self) -> str:
-        """What is kept."""
+        """The latest output, at most _MAX_OUTPUT_BYTES of it."""
         self._cut()
         return self._kept.decode("utf-8", "replace")
 

@@ -43,7 +43,7 @@ _GREP = 'grep "$@" | head -c "$LIMIT"; exit "${PIPESTATUS[0]}"'
 
 
 class SearchAPI:
-    """The handlers of searches."""
+    """Searching files by their text, by a pattern of names, and by parts of names, in the sandbox of a chat."""
 
     def __init__(self, chats: Chats, caller: SandboxCaller) -> None:
         self._chats = chats

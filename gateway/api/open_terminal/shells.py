@@ -120,7 +120,7 @@ class ShellsAPI:
 
 
 def terminal_id(session_id: SessionId, ticket: str) -> str:
-    """The id of a terminal."""
+    """The id of a terminal: its session and picod's ticket, so that no table of terminals is kept."""
     return f"{session_id}.{ticket}"
 
 

@@ -57,7 +57,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a scenario."""
+    """What came of a scenario, beside what it asks for."""
 
     scenario: Scenario
     outcome: Outcome
@@ -83,7 +83,7 @@ class Played:
 
 
 def play(scenario: Scenario) -> Played:
-    """Run one scenario."""
+    """Run one scenario in virtual time, through the loop that a gateway runs."""
     arrivals, end = scenario.arrivals(), _START_S + scenario.span
     pool = PoolSpec(size=0, max=scenario.most, mode=PoolMode.PREDICTIVE, target_miss_rate=scenario.miss_rate)
     settings = AutoscalerSettings(tick=scenario.tick)

@@ -32,12 +32,12 @@ def create_agent(name: str, fields: Mapping[str, Any]) -> Call[Any]:
 
 
 def change_agent(name: str, fields: Mapping[str, Any]) -> Call[Any]:
-    """Its next revision."""
+    """PATCH /v1/agents/{name}: makes its next revision."""
     return Call("PATCH", _agent(name), read_json, json=fields)
 
 
 def get_agent(name: str) -> Call[Any]:
-    """With its status."""
+    """GET /v1/agents/{name}: its specification and its status."""
     return Call("GET", _agent(name), read_json)
 
 
@@ -47,7 +47,7 @@ def get_revisions(name: str) -> Call[Any]:
 
 
 def get_rollout(name: str) -> Call[Any]:
-    """What is under way."""
+    """GET /v1/agents/{name}/rollout: which revisions are served, and which is coming."""
     return Call("GET", _agent(name, "/rollout"), read_json)
 
 

@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def module(self) -> str:
-        """As Python imports it."""
+        """The module's dotted name."""
         return self.file.removesuffix(".py").replace("/", ".")
 
 

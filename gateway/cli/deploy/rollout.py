@@ -66,7 +66,7 @@ def pause(gateway: Client, name: Name) -> None:
 @app.command("resume")
 @over_api
 def resume(gateway: Client, name: Name) -> None:
-    """Let a change go on."""
+    """Let a paused change go on."""
     _show(gateway.send(change_rollout(name, "resume")))
 
 

@@ -56,7 +56,7 @@ class _Threading(socketserver.ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """No line per request."""
+        """No line per request: the agent's own output is what its log is for."""
 
 
 def serve_wsgi(app: Any, port: int) -> None:
@@ -90,7 +90,7 @@ class Agent:
         self._is_async = hasattr(agent, "ainvoke") and self._await(remembers_async(agent))
 
     def invoke(self, given: Any, config: Any) -> Any:
-        """Its answer."""
+        """The agent's answer, waited for if it is a coroutine."""
         if self._is_async:
             return self._await(self._agent.ainvoke(given, config))
         result = self._agent.invoke(given, config) if hasattr(self._agent, "invoke") else self._agent(given)

@@ -71,7 +71,7 @@ async def _forward(target: Target, session: str, pairs: list[tuple[int, int]]) -
 
 
 class _Connections:
-    """Those of one port."""
+    """The connections of one forwarded port."""
 
     def __init__(self, target: Target, prefix: bytes) -> None:
         self._target, self._prefix, self._open = target, prefix, 0

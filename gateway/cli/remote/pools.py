@@ -43,7 +43,7 @@ def pools(gateway: Client, invocation: typer.Context, output: Output = Format.TA
 @app.command("ls")
 @over_api
 def ls(gateway: Client, output: Output = Format.TABLE) -> None:
-    """List the pools."""
+    """List warm pools and their sizes."""
     show(gateway.autoscaler()["pools"], _COLUMNS, output, name="runtime")
 
 

@@ -22,7 +22,7 @@ _MAX_CELL = 200
 
 
 class Format(StrEnum):
-    """How results are printed."""
+    """How results are printed: columns for people, the rest for programs."""
 
     TABLE = "table"
     JSON = "json"

@@ -96,7 +96,7 @@ def result(
 @app.command("cancel")
 @over_api
 def cancel(gateway: Client, agent: AgentName, task: TaskId) -> None:
-    """Stop a task."""
+    """Stop a task that waits or runs."""
     name, namespace = split_name(agent)
     _say(gateway.send(cancel_task(name, task, namespace)))
 

@@ -36,7 +36,7 @@ def get(
     gateway: Client, name: Annotated[str, typer.Argument(metavar="[TENANT]", help="`self`: your own.")] = "self",
     output: Output = Format.YAML,
 ) -> None:  # fmt: skip
-    """Show a tenant."""
+    """Show a tenant, its limits and what it uses."""
     found = gateway.send(get_tenant(name))
     show([found], _COLUMNS, output, name="name", one=True)
 

@@ -91,7 +91,7 @@ class MachineBookings(Protocol):
         ...
 
     def bookable(self) -> Mapping[str, float]:
-        """All that may be booked."""
+        """All that may be booked, by resource as in `booked`."""
         ...
 
 

@@ -9,7 +9,7 @@ from gateway.core.settings.field import setting
 
 @dataclass(frozen=True)
 class Logs:
-    """Log lines and spans."""
+    """Log lines, and where spans are sent."""
 
     log_level: str = setting(
         "info", "lowest severity that is logged", kind="text", choices=("debug", "info", "warning", "error")

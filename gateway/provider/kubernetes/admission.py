@@ -81,7 +81,7 @@ class Admission:
         return [each.runtime for each in self._verdicts.values() if each.refused and each.admitted is None]
 
     async def aclose(self) -> None:
-        """Stop looking."""
+        """End the verifications under way."""
         await self._tasks.aclose()
 
     async def _apply_verdict(self, verdict: Verdict) -> None:

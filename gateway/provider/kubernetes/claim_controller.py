@@ -61,11 +61,11 @@ class ClaimSessions(Protocol):
         ...
 
     async def suspend(self, session_id: SessionId) -> None:
-        """Hibernate it."""
+        """Hibernate the session of a claim whose operatingMode became Suspended."""
         ...
 
     async def resume(self, session_id: SessionId) -> None:
-        """Wake it."""
+        """Wake the session of a claim whose operatingMode became Running."""
         ...
 
 

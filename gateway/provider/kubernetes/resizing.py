@@ -28,7 +28,7 @@ _POLL_INTERVAL_S = 0.1
 
 
 class Resizes:
-    """Resizes claimed pods."""
+    """Changes the resources of claimed pods while they run, through the pods' subresource `resize`."""
 
     def __init__(self, api: KubeApi, clock: Clock, cache: Cache, pools: Pools) -> None:
         self._api, self._clock, self._cache, self._pools = api, clock, cache, pools

@@ -32,7 +32,7 @@ class EgressServer(Protocol):
         ...
 
     def close(self, sandbox: str) -> None:
-        """The sandbox ends."""
+        """The sandbox ends: so do its connections."""
         ...
 
     def bundle(self, now: float) -> bytes:
@@ -71,7 +71,7 @@ class Handover:
         return socket.socket(fileno=fds[0])
 
     def close(self) -> None:
-        """Close both ends."""
+        """Close both ends of the socket pair."""
         self._ours.close()
         self.theirs.close()
 

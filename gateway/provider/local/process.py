@@ -58,7 +58,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the outermost process."""
+        """The pid of the outermost process, bubblewrap's own where there is one."""
         return self._popen.pid
 
     @property

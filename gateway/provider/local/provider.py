@@ -233,7 +233,7 @@ class LocalProvider:
         return self._ledger.booked()
 
     def bookable(self) -> Mapping[str, float]:
-        """What they may book."""
+        """All that sandboxes may book of this machine."""
         return self._ledger.bookable()
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:

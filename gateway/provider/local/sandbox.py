@@ -47,7 +47,7 @@ class LocalSandbox:
 
     @property
     def limits(self) -> Limits:
-        """Its limits now."""
+        """Its limits now: its session's where it was resized, else its runtime's."""
         return self.resized or self.runtime.limits
 
     @property

@@ -37,7 +37,7 @@ class IdRange:
         return self.first <= uid <= self.last
 
     def overlaps(self, other: IdRange) -> bool:
-        """Whether an id is in both."""
+        """Whether some id is in both ranges."""
         return self.first <= other.last and other.first <= self.last
 
 
@@ -124,7 +124,7 @@ class UserIds:
         self._free.append(uid)
 
     def close(self) -> None:
-        """Release all blocks."""
+        """Release all blocks for other gateways of this machine."""
         for lock in self._held:
             os.close(lock)
         self._held, self._free = [], []
