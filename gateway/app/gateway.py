@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +43,7 @@ from gateway.app.parts import (
 from gateway.app.pod_egress import PodEgress, parts_of
 from gateway.app.shutdown import Shutdown
 from gateway.app.tasks import make_tasks
+from gateway.app.usage import make_usage
 from gateway.audit.build import make_audit_log
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import Served, SessionAdvisor
@@ -53,7 +53,6 @@ from gateway.core.clock import Clock
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings
-from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
@@ -75,10 +74,8 @@ from gateway.sessions.build import Sessions, make_sessions
 from gateway.snapshots.keeper import make_keeper
 from gateway.tasks.conversations import Conversations
 from gateway.tasks.counts import TaskCounts
-from gateway.usage.meter import Meter, Size
 from gateway.usage.prices import load_prices
-from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
-from gateway.usage.report import costs
+from gateway.usage.recorder import UsageRecorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,36 +211,20 @@ class Gateway:
         )
 
     def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:
-        # After `takeover_after` without a heartbeat others may have taken sessions over, and count their time.
-        # Half of it leaves room for a tick that is late.
-        longest_gap = self.settings.takeover_after / 2 if me else float("inf")
-        if (prices := self.prices) is not None:
-            self.counters.tenants.set_prices(
-                prices.currency, lambda key, amounts: costs(prices, key, Size.parse(key.size), amounts)
-            )
-        return UsageRecorder(
-            Meter(longest_gap=longest_gap),
+        return make_usage(
+            self.settings,
             self.store,
             self.provider,
             self.catalog,
             self.clock,
-            # A name for each run of the process: batches are numbered from 1, and would repeat after a restart.
-            Place(uuid.uuid4().hex, self.holder, me, shared),
-            interval=self.settings.usage_interval,
-            retention=Retention(self.settings.usage_session_retention, self.settings.usage_retention),
-            take_requests=self._take_requests,
-            last_used=self.activity.latest,
-            on_taken=self.counters.count_usage,
+            counters=self.counters,
+            activity=self.activity,
+            prices=self.prices,
             take_moved=tuple if self.session_egress is None else self.session_egress.take_moved,
+            holder=self.holder,
+            shared=shared,
+            me=me,
         )
-
-    def usage_sample_s(self) -> float:
-        """Seconds between two looks at what sandboxes use: several within the time after which others take over."""
-        return min(SAMPLE_INTERVAL_S, self.settings.takeover_after / 4)
-
-    def _take_requests(self) -> Iterator[Requests]:
-        for entry, requests, egress_bytes in self.counters.traffic.take():
-            yield Requests(entry.session_id, entry.tenant, entry.runtime, requests, egress_bytes)
 
     def _peer_tls(self) -> ssl.SSLContext:
         return default_peer_context() if self.certificates is None else self.certificates.peers

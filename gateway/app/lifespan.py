@@ -12,6 +12,7 @@ from typing import Any
 from gateway import __version__
 from gateway.agents.directory import FOLLOW_INTERVAL_S as AGENTS_INTERVAL_S
 from gateway.app.gateway import Gateway
+from gateway.app.usage import sample_interval
 from gateway.core.background import cancel, every
 from gateway.core.certificates import POLL_S
 from gateway.core.errors import StoreUnavailableError, UnavailableError, WakegateError
@@ -141,7 +142,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("activity", every(HEARTBEAT_INTERVAL_S, sessions.idleness.flush)),
         *_question_loop(gateway),
         ("durations", every(HEARTBEAT_INTERVAL_S, sessions.durations.catch_up)),
-        ("usage", every(gateway.usage_sample_s(), gateway.usage.tick)),
+        ("usage", every(sample_interval(gateway.settings), gateway.usage.tick)),
         ("usage records", every(gateway.settings.usage_interval, gateway.usage.flush)),
         ("sweeper", every(gateway.settings.sweep_interval, sessions.sweeper.sweep)),
         ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.checkpointer.run_once)),
