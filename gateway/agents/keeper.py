@@ -61,6 +61,7 @@ class AgentKeeper:
         """One look at everything. Raises UnavailableError."""
         await self._directory.follow()
         self._ticks += 1
+        # Files lie on this machine, so each gateway sweeps its own, and not at each tick, as it lists them all.
         if self._ticks % _SWEEP_TICKS == 0:
             await self._sweep()
         for agent in self._directory.all():
@@ -130,6 +131,8 @@ class AgentKeeper:
                 self._counters.forget(agent.key_of(number))
 
     async def _has_sessions(self, key: RuntimeKey) -> bool:
+        # A state at a time, for one record each: the store has an index by state and runtime, and a session that has
+        # ended, whose record is kept for an hour, must not hold the revision.
         for state in SessionState:
             if state is not SessionState.TERMINATED:
                 async for _ in self._store.sessions(state=state, runtime=key, limit=1):

@@ -38,6 +38,8 @@ def begin(agent: Agent, revision: Revision, strategy: Strategy, now: float) -> A
     agent = _abandon(agent)
     rollout = Rollout(revision.number, agent.stable, Phase.STARTING, now, strategy)
     agent = replace(agent, revisions=(*agent.revisions, revision), rollout=rollout)
+    # The first revision has nothing to protect: were it served only once it is ready, requests in its first seconds
+    # would be refused, where they can wait for a cold start.
     if not agent.stable:
         agent = replace(agent, stable=revision.number)
     return _noted(_trimmed(agent), now, revision.number, revision.reason or "created")
@@ -56,14 +58,19 @@ def step(agent: Agent, health: Health, now: float) -> Agent:
     reason = failure_of(rollout, health, now)
     if reason:
         return go_back(agent, reason, now)
+    # Failures are looked at also while it is paused: a pause holds what goes on by itself, not the way back.
     waited = now - rollout.since >= rollout.strategy.window and not rollout.paused
     match rollout.phase:
         case Phase.STARTING if health.ready and rollout.strategy.has_canary and rollout.previous:
             return _noted(_in_phase(agent, Phase.CANARY, now), now, rollout.revision, "canary begun")
+        # One warm sandbox is enough: new sessions that come before the pool is full get cold starts of this revision,
+        # as they would of any other. To wait for the whole pool would hold a release up for as long as claims empty it.
         case Phase.STARTING if health.ready and not rollout.paused:
             return take_over(agent, now)
         case Phase.CANARY if waited:
             return take_over(agent, now)
+        # Only now does the revision before lose its warm pool. Until then an undo costs nothing: the next session is
+        # served by sandboxes that are still warm.
         case Phase.WATCHING if waited:
             return _noted(_drain(replace(agent, rollout=None), rollout.previous), now, rollout.revision, "completed")
     return agent
@@ -97,6 +104,7 @@ def go_back(agent: Agent, reason: str, now: float) -> Agent:
     rollout = agent.rollout
     if rollout is None:
         return agent
+    # It stays in service: a revision that fails some requests is of more use than an agent that answers none.
     if not rollout.previous:
         return _noted(replace(agent, rollout=None), now, rollout.revision, f"failed: {reason}")
     agent = replace(agent, stable=rollout.previous, rollout=None)
@@ -144,6 +152,8 @@ def pause(agent: Agent, now: float, *, paused: bool) -> Agent:
         raise ConflictError("no change is under way")
     if rollout.paused == paused:
         return agent
+    # `since` is moved when it goes on, not when it stops: after a pause of an hour a window of ten minutes would be
+    # over at once, with nothing seen of the time in it.
     agent = replace(agent, rollout=replace(rollout, paused=paused, since=rollout.since if paused else now))
     return _noted(agent, now, rollout.revision, "paused" if paused else "resumed")
 
@@ -182,6 +192,8 @@ def _abandon(agent: Agent) -> Agent:
     rollout = agent.rollout
     if rollout is None:
         return agent
+    # 2 replaces 1 and is watched: 2 is stable, and 3 sends 1 away. 2 was still a canary: 1 is stable, and 3 sends 2
+    # away.
     other = rollout.previous if agent.stable == rollout.revision else rollout.revision
     return _drain(replace(agent, rollout=None), other)
 
@@ -195,6 +207,7 @@ def _drain(agent: Agent, number: int) -> Agent:
 def _trimmed(agent: Agent) -> Agent:
     """Without the oldest revisions beyond MAX_REVISIONS that nothing needs."""
     needed = {agent.stable, *agent.draining, *served(agent)}
+    # Old ones only, and only those that no session is of: a sandbox's runtime is read from its revision until it ends.
     spare = [each.number for each in agent.revisions if each.number not in needed]
     dropped = set(spare[: max(0, len(agent.revisions) - MAX_REVISIONS)])
     return replace(agent, revisions=tuple(each for each in agent.revisions if each.number not in dropped))

@@ -120,6 +120,7 @@ class Mixture:
         self.losses *= keep
         self.losses += [pinball(value, seen, q) for value in foretold]
         self._scored = self._scored * keep + 1.0
+        # The score is of what the pool was told: of the mixture as it was then, not as the weights would mix it now.
         self._foretold += 1
         self._covered += seen <= mixed
         self._wanted_sum += q
@@ -150,10 +151,14 @@ class Mixture:
         mixed: Floats = self.first_values * weights[0]
         others = self._others
         for i, due in enumerate(self._due):
+            # `now < due - 120`: the clock was set back, and what is cached would be kept for as long as it was set back
+            # by.
             if now >= due or now < due - 120.0:
                 expert = self.all_experts[i + 1]
                 self._due[i] = now + expert.fresh
                 foretold = expert.probabilities(now, horizon, size)
+                # An expert that answers the same object says that nothing has changed: its values, a cumulative sum
+                # over the size, need not be made again.
                 if foretold is self._foretold_by[i]:
                     continue
                 self._foretold_by[i] = foretold

@@ -29,6 +29,9 @@ _FIELDS = ("queue", "tenant", "created", "value", "due", "open", "expires", "key
 _PRUNED = 100
 _LOOKED_AT = 100  # of the oldest of a queue, for one that waits
 
+# Both limits are compared in the script that adds: two gateways that each ask first, and find 999 of 1,000 there, would
+# both add. `due` has no member for what is never due, so that `tasks-due` of a queue of results is empty and a look at
+# it costs nothing.
 # KEYS: task due all open queues expiry bytes
 # ARGV: id, queue, tenant, created, due, open, expires, keys, held, value, body, max open, max bytes
 _ADD = r"""
@@ -47,6 +50,10 @@ redis.call('HINCRBY', KEYS[7], ARGV[3], size)
 return 'added'
 """
 
+# A key's limit counts the others that hold it now. With a limit of 1, held by this task until 130, a write at 110 that
+# renews it counts itself (130 > 110), takes itself away, and finds none; another task's write at 110 finds one and is
+# refused; at 131 it finds none, as the gateway that held it has died. A lock per session with a time to live of its own
+# was rejected: task and lock could then end at different times.
 # KEYS: task due open expiry bytes, then held:<key> of each of its keys
 # ARGV: id, version, now, due, open, expires, held, value, has answer, answer, keys, then the limit of each key or -1
 # Returns 1, 0: a limit is reached, or -1: the stored version is another.
@@ -80,6 +87,8 @@ end
 return 1
 """
 
+# Bytes are given back from what is stored, not from what the caller knows: between its read and this another gateway
+# may have written a longer answer. A task that is gone already only loses its place in `tasks-expiry`.
 # KEYS: task due all open queues expiry bytes, then held:<key> of each of its keys    ARGV: id, queue
 _DELETE = r"""
 local size = redis.call('HSTRLEN', KEYS[1], 'body') + redis.call('HSTRLEN', KEYS[1], 'answer')
@@ -97,6 +106,8 @@ if redis.call('ZCARD', KEYS[3]) == 0 then redis.call('SREM', KEYS[5], ARGV[2]) e
 return 1
 """
 
+# `instead of` makes taking over a name atomic as well: of two gateways that both found its session ended, and made a
+# new one, the second gets the first one's.
 # KEYS: task-name:<name>    ARGV: value, milliseconds from now, instead of
 _BIND = r"""
 local old = redis.call('GET', KEYS[1])
