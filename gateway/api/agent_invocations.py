@@ -72,6 +72,9 @@ class AgentInvocationsAPI:
             if runtime.invocations.session and (name := conversation_name(body, runtime.invocations.session)):
                 conversation = conversation_key(current(), runtime.key.base, name)
         task = self._task(request, runtime, path, session, conversation)
+        # The key decides the id, so the store itself finds that the task is there: of two equal requests that come at
+        # the same time to two gateways one adds, and the other gets `EXISTS`. A look before adding would let both
+        # through.
         key = request.headers.get("idempotency-key", "")
         if key:
             task = identified(task, key, path, body)
@@ -92,6 +95,8 @@ class AgentInvocationsAPI:
 
     def _asked(self, request: Request) -> tuple[Runtime, str]:
         """The agent, and the path and query for it, as sent. Raises RuntimeNotFoundError, as for one of others."""
+        # As it was sent, behind /v1/namespaces/NAMESPACE/agent-runtimes/NAME/invocations: starlette's path is decoded,
+        # and an agent may tell %2F from a slash.
         raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
         path = "/" + raw.decode("latin-1").lstrip("/").split("/", 6)[6]
         if query := request.scope["query_string"]:
@@ -118,6 +123,8 @@ class AgentInvocationsAPI:
     def _task(self, request: Request, runtime: Runtime, path: str, session: str, conversation: str) -> Task:
         now, headers, caller = self._clock.now(), request.headers, current()
         key, defaults = runtime.key.base, runtime.invocations
+        # What its session may run at a time is counted by the session, or by the conversation as long as that has none:
+        # two first messages of one conversation would otherwise make two sessions.
         counted_by = session_key(session) if session else conversation
         return Task(
             id=f"task_{uuid.uuid4().hex}",

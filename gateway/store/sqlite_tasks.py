@@ -50,6 +50,7 @@ class SqliteTasks:
             task.expires_at, orjson.dumps(task.keys).decode(), task.held, len(body),
         )  # fmt: skip
 
+        # One function on the one thread that writes: nothing comes between what is compared and what is inserted.
         def add(db: sqlite3.Connection) -> Added:
             if db.execute("SELECT 1 FROM tasks WHERE id = ?", (task.id,)).fetchone():
                 return Added.EXISTS
@@ -82,6 +83,8 @@ class SqliteTasks:
             found = db.execute("SELECT version FROM tasks WHERE id = ?", (task.id,)).fetchone()
             if found is None or found[0] != task.version:
                 raise stale_task(task)
+            # A hold lasts until the lease of its gateway ends, so that of a gateway that died counts until then and no
+            # longer. It is not swept: the next write of its task, or its deletion, replaces it.
             for key, limit in (limits or {}).items():
                 statement = "SELECT count(*) FROM task_holds WHERE key = ? AND until > ? AND task <> ?"
                 if db.execute(statement, (key, now, task.id)).fetchone()[0] >= limit:
