@@ -21,6 +21,8 @@ from tests.support.scripted import OpenScripted, Script, ScriptedSandbox, Served
 
 # The same examples in every run, so that a change is judged by itself; scripts/fuzz looks at new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+# A fifth of them, for `scripts/test fast`. tests/support/examples.py has the same for tests with a number of their own.
+hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.audit.verify import verify
 from tests.support.audit import KEY, audit_file, check, entries, files_of
+from tests.support.examples import examples
 
 
 def written(folder: Path, events: int = 12, max_bytes: int = 1 << 20) -> list[Path]:
@@ -56,7 +57,7 @@ def test_untouched_trail_is_ok(trail: list[tuple[str, bytes]]) -> None:
     assert not is_found(trail, head_of(trail))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(300))
 @given(data=st.data())
 def test_any_byte_that_changes_is_found(trail: list[tuple[str, bytes]], data: st.DataObject) -> None:
     """In every file, at every place, also the last line, and also a newline."""
@@ -68,7 +69,7 @@ def test_any_byte_that_changes_is_found(trail: list[tuple[str, bytes]], data: st
     assert is_found([*trail[:which], (name, changed), *trail[which + 1 :]], None)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(200))
 @given(data=st.data())
 def test_lines_that_are_removed_moved_or_repeated_are_found(
     trail: list[tuple[str, bytes]], data: st.DataObject
@@ -88,7 +89,7 @@ def test_lines_that_are_removed_moved_or_repeated_are_found(
     assert is_found([*trail[:which], (name, changed), *trail[which + 1 :]], head_of(trail))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(200))
 @given(data=st.data())
 def test_end_that_is_cut_off_is_found(trail: list[tuple[str, bytes]], data: st.DataObject) -> None:
     """At any byte of any file, where the latest signed head is known."""

@@ -351,6 +351,7 @@ async def test_store_outage_keeps_counts_and_pools(tmp_path: Path, clock: Manual
         server.kill()
 
 
+@pytest.mark.processes
 async def test_killed_leader_is_followed(tmp_path: Path) -> None:
     """A leader that is killed in the middle of an order: the next takes over after the lease and orders it again."""
     server = RedisServer(tmp_path / "redis").start()

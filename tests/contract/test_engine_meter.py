@@ -20,6 +20,8 @@ from tests.support.kube.clusters import REAL, make_cluster
 from tests.support.kube.opened import open_provider
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.processes
+
 KEY = RuntimeKey("default", "measured")
 BUSY = "import time\nend = time.process_time() + 1.0\nwhile time.process_time() < end: pass"
 

@@ -82,7 +82,13 @@ KEEPERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
 }
 
 
-@pytest.fixture(params=KEEPERS)
+@pytest.fixture(
+    params=[
+        # All but the fake start sandboxes.
+        name if name == "scripted" else pytest.param(name, marks=pytest.mark.processes)
+        for name in KEEPERS
+    ]
+)
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     async with KEEPERS[request.param](tmp_path) as opened:
         yield opened

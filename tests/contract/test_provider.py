@@ -81,7 +81,13 @@ PROVIDERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
 }
 
 
-@pytest.fixture(params=PROVIDERS)
+@pytest.fixture(
+    params=[
+        # All but the fake start sandboxes.
+        name if name == "scripted" else pytest.param(name, marks=pytest.mark.processes)
+        for name in PROVIDERS
+    ]
+)
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     async with PROVIDERS[request.param](tmp_path) as opened:
         yield opened

@@ -15,6 +15,7 @@ from gateway.core.errors import BadRequestError, FencedOutError, StaleWriteError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Kind, RuntimeKey, Session, SessionId, SessionState
 from gateway.testing import ManualClock
+from tests.support.examples import examples
 from tests.support.records import RUNTIME, T0, session, sessions
 
 FAR = T0 + 1e9
@@ -76,7 +77,7 @@ async def test_put_answers_the_record_with_its_new_version(store: SessionStore) 
     assert await store.get(first.id) == second
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(session(metadata={"città": "Łódź 🦊", "quote": "\"'\\", "nul": "\0", "": ""}))
 @given(sessions)
 async def test_any_record_comes_back_as_it_was(store: SessionStore, record: Session) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -55,6 +56,7 @@ def expressions() -> dict[str, str]:
     return found
 
 
+@pytest.mark.processes
 def test_dashboard_is_answered_by_a_prometheus_that_scrapes_a_gateway(tmp_path: Path) -> None:
     """Each expression is taken, and shows something wherever the gateway exports its metrics; no alert's rule fails."""
     (tmp_path / "prices.toml").write_text('currency = "EUR"\nmillion_requests = 1000.0\n')

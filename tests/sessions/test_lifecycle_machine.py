@@ -29,6 +29,7 @@ from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.snapshots.memory import MemorySnapshots
 from gateway.store.memory import MemoryStore
 from gateway.testing import MemorylessExecutor, ScriptedProvider
+from tests.support.examples import examples
 from tests.support.scripted import KEY
 
 IDLE_S = 30.0
@@ -361,7 +362,7 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(
-    max_examples=50,
+    max_examples=examples(50),
     stateful_step_count=25,
     deadline=None,
     phases=(

@@ -32,6 +32,7 @@ from gateway.sessions.quotas import RESERVATION_S
 from gateway.store.memory import MemoryStore
 from gateway.testing import MemorylessExecutor, ScriptedProvider
 from tests.sessions.test_lifecycle_machine import LoopClock
+from tests.support.examples import examples
 from tests.support.scripted import KEY
 
 LIMITS = {"sessions": 5, "sandboxes": 3, "hibernatedSessions": 2, "vcpu": 2}
@@ -265,7 +266,7 @@ class Quotas(RuleBasedStateMachine):
 
 TestQuotas = Quotas.TestCase
 TestQuotas.settings = settings(
-    max_examples=40,
+    max_examples=examples(40),
     stateful_step_count=25,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes

@@ -30,11 +30,14 @@ from gateway.core.errors import (
 from gateway.core.model import SessionId
 from gateway.snapshots import SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
+from tests.support.examples import examples
 from tests.support.keepers import local
 from tests.support.picod import ROOT, Executor, picod_process, running, with_mounts, without_capabilities
 from tests.support.snapshots import SESSION, Chunks, World, executor_of
 from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.processes  # picods, and sandboxes
 
 MEGABYTE = 1 << 20
 PicodMaker = Callable[[], AbstractContextManager[Executor]]
@@ -70,7 +73,7 @@ def world(tmp_path: Path, source: Executor, target: Executor) -> World:
     return World(tmp_path, (source, target))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(tree=trees)
 def test_arbitrary_tree_survives_keep_and_restore(
     tmp_path_factory: pytest.TempPathFactory, source: Executor, target: Executor, tree: dict[bytes, Any]

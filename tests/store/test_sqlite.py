@@ -278,6 +278,7 @@ async def test_locked_file_is_reported(store: SqliteStore, path: Path) -> None:
 # Other processes
 
 
+@pytest.mark.processes
 async def test_killed_writer_loses_no_answered_write(path: Path) -> None:
     """kill -9 at random points, over and over on one file: every answered write is there, and the file is sound."""
     dice = random.Random(7)
@@ -311,6 +312,7 @@ async def test_killed_writer_loses_no_answered_write(path: Path) -> None:
     assert listed == set(found)
 
 
+@pytest.mark.processes
 async def test_two_processes_share_one_file(path: Path) -> None:
     """Three gateways on one file raise one record's counter against each other: no increment is lost."""
     seeding = SqliteStore(path, ManualClock(T0))

@@ -25,6 +25,7 @@ _CATEGORIES: dict[Any, Callable[[str], bool]] = {
     sre.CATEGORY_WORD: lambda char: char.isalnum() or char == "_",
     sre.CATEGORY_NOT_WORD: lambda char: not (char.isalnum() or char == "_"),
 }
+_SINGLE = frozenset((sre.LITERAL, sre.NOT_LITERAL, sre.ANY, sre.IN))  # what matches one character
 _ANCHORS_AT_START = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 
 
@@ -43,6 +44,7 @@ class StepCounter:
         self._budget = budget
         self._steps = 0
         self._text = ""
+        self._known: dict[tuple[int, str], bool] = {}  # by class and character
 
     def steps(self, text: str, method: str) -> int:
         """Steps to match all of `text` (`fullmatch`), its start (`match`), or anything in it (`search` and the like).
@@ -89,19 +91,26 @@ class StepCounter:
                     yield from self._characters(branch)
 
     def _match(self, items: Any, index: int, at: int, then: _Continue) -> bool:
-        self._steps += 1
-        if self._steps > self._budget:
-            raise TooManyStepsError(self.source)
-        if index == len(items):
-            return then(at)
-        op, value = items[index]
+        # Single characters in a loop and not by a call each: they are most of the steps.
+        while True:
+            self._steps += 1
+            if self._steps > self._budget:
+                raise TooManyStepsError(self.source)
+            if index == len(items):
+                return then(at)
+            op, value = items[index]
+            if op not in _SINGLE:
+                break
+            if at == len(self._text) or not self._one(op, value, self._text[at]):
+                return False
+            index, at = index + 1, at + 1
         rest: _Continue = lambda end: self._match(items, index + 1, end, then)  # noqa: E731 - the continuation
         if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
             return self._repeat(value, 0, at, rest)
         if op is sre.SUBPATTERN:
             return self._match(value[3], 0, at, rest)
         if op is sre.BRANCH:
-            return any(self._match(branch, 0, at, rest) for branch in value[1])
+            return any(self._may_begin(branch, at) and self._match(branch, 0, at, rest) for branch in value[1])
         if op in (sre.ASSERT, sre.ASSERT_NOT):
             direction, body = value
             begin = at if direction > 0 else at - body.getwidth()[1]  # look-behind has one width
@@ -109,7 +118,17 @@ class StepCounter:
             return seen is (op is sre.ASSERT) and rest(at)
         if op is sre.AT:
             return self._at(value, at) and rest(at)
-        return at < len(self._text) and self._one(op, value, self._text[at]) and rest(at + 1)
+        raise NotImplementedError(f"{op} in {self.source!r}")
+
+    def _may_begin(self, branch: Any, at: int) -> bool:
+        """Whether the first element of an alternative matches; one that does not is a step, and needs no call."""
+        if not len(branch) or branch[0][0] not in _SINGLE:
+            return True
+        op, value = branch[0]
+        if at < len(self._text) and self._one(op, value, self._text[at]):
+            return True
+        self._steps += 1
+        return False
 
     def _at(self, value: Any, at: int) -> bool:
         if value in (sre.AT_BOUNDARY, sre.AT_NON_BOUNDARY):
@@ -138,9 +157,12 @@ class StepCounter:
             return char != chr(value)
         if op is sre.ANY:
             return True
-        if op is sre.IN:
-            return self._in(value, char)
-        raise NotImplementedError(f"{op} in {self.source!r}")
+        # Asked a million times for a dozen characters. The parsed pattern, which the counter holds, is never another
+        # one of the same id.
+        key = id(value), char
+        if (known := self._known.get(key)) is None:
+            known = self._known[key] = self._in(value, char)
+        return known
 
     def _in(self, members: Any, char: str) -> bool:
         negated = bool(members) and members[0][0] is sre.NEGATE

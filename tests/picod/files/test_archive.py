@@ -18,6 +18,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 
+from tests.support.examples import examples
 from tests.support.picod import Executor, picod_process
 from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
@@ -173,7 +174,7 @@ def test_what_gnu_tar_writes_is_read(picod: Executor, folder: Path, tmp_path: Pa
 
 
 @given(tree=trees)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_arbitrary_trees_survive_as_tar(picod: Executor, tree: Any) -> None:
     """Bit for bit, odd names, modes and holes included: the modes of unpacked folders are no obstacle to their move."""
     root = picod.workspace

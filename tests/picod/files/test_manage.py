@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picod.files.tree import walk
+from tests.support.examples import examples
 from tests.support.picod import Executor
 from tests.support.trees import grow, remove_tree, trees
 
@@ -172,7 +173,7 @@ def test_tree_refuses_parameters_that_make_no_sense(picod: Executor, folder: Pat
 
 
 @given(tree=trees, limit=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_walk_continues_after_any_path(tmp_path_factory: pytest.TempPathFactory, tree: Any, limit: int) -> None:
     """Pages of any size join to the whole, for any tree and any names; also when the last entry is deleted."""
     root = tmp_path_factory.mktemp("walk")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picod.filesystem.paths import EscapeError, PathError, Workspace, clean
+from tests.support.examples import examples
 
 BOTH_WAYS = pytest.mark.parametrize("use_openat2", [True, False], ids=["openat2", "walk"])
 
@@ -56,7 +57,7 @@ def outcome(workspace: Workspace, path: str, *, make_parents: bool = False) -> s
         return type(error).__name__
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(entries=ENTRIES, paths=st.lists(PATHS, min_size=1, max_size=6))
 def test_resolution_never_touches_anything_outside(entries: list[tuple[str, str | None]], paths: list[str]) -> None:
     """Any tree, any path: both ways agree, all they find is inside, and what is written lands inside."""

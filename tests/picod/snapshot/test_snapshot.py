@@ -29,6 +29,7 @@ from picod.archive.tar_members import (
     parse_head,
     parse_records,
 )
+from tests.support.examples import examples
 from tests.support.picod import Executor, picod_process, running, with_mounts, without_capabilities
 from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
@@ -86,7 +87,7 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **more: Any) 
     return made
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(tree=trees)
 @example(tree={b"%d" % n: {"kind": "file", "content": b"x" * n, "mode": 0o600, "mtime": n} for n in range(300)})
 def test_arbitrary_tree_survives_bit_for_bit(source: Executor, target: Executor, tree: dict[bytes, Any]) -> None:
