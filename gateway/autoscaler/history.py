@@ -35,34 +35,29 @@ def live_since(seconds: Buckets, now: float) -> float:
     return min(max(enough, now - _MAX_LIVE_S), now - _MIN_LIVE_S)
 
 
+def _sound(counts: Buckets, now: float) -> Buckets:
+    """What can have happened: a clock that was ahead leaves claims in the future, a damaged store leaves anything."""
+    return [(start, claims) for start, claims in counts if claims > 0 and start < now]
+
+
 def replay_history(
     demand: Demand, minutes: Buckets, seconds: Buckets, *, now: float, live_from: float
 ) -> Iterator[None]:
     """Teach `demand` all that came before `now`: minutes up to `live_from`, then seconds. Yields between slices."""
-    steps = 0
+    minutes, seconds = _sound(minutes, now), _sound(seconds, now)
     first = min((start for start, _ in (*minutes[:1], *seconds[:1])), default=None)
     if first is None:
         return
-    recent = max(live_from - 3 * 86400.0, float(first))
-    for width, since, until in ((900, float(first) - 900.0, recent), (60, recent, live_from)):
-        at = since
-        for start, claims in sorted(_rebucketed(minutes, since, until, width).items()):
-            end = min(float(start + width), until)
-            while end - at > width + _QUIET_STEP_S:
-                at += _QUIET_STEP_S
-                demand.learn(at, _QUIET_STEP_S, 0)
-                if (steps := steps + 1) % _STEPS_A_SLICE == 0:
-                    yield
-            if end > at:
-                demand.learn(end, end - at, claims)
-                at = end
-            if (steps := steps + 1) % _STEPS_A_SLICE == 0:
-                yield
-    counts = {start + 1.0: claims for start, claims in seconds if live_from <= start < now}
-    at = max(live_from, float(first)) - demand.tick
-    demand.observe(at, 0, demand.tick)
+    if first < live_from:
+        yield from _learn_minutes(demand, minutes, float(first), live_from)
+        at = live_from
+    else:
+        at = first - demand.tick
+        demand.observe(at, 0, demand.tick)
     demand.forecast(at)
-    for end, claims in sorted(counts.items()):
+    steps = 0
+    # Up to now, claims or not: a runtime that was busy five hours ago would else be as busy again after a restart.
+    for end, claims in [*((start + 1.0, n) for start, n in seconds if start >= live_from), (now, 0)]:
         while demand.review_at < end:
             at = max(demand.review_at, at + demand.tick)
             if at >= end:
@@ -71,8 +66,31 @@ def replay_history(
             demand.forecast(at)
             if (steps := steps + 1) % _STEPS_A_SLICE == 0:
                 yield
-        at = end
-        demand.observe(end, claims, times=times_within(end - 1.0, claims))
-        demand.forecast(end)
-        if (steps := steps + 1) % _STEPS_A_SLICE == 0:
-            yield
+        if claims:
+            at = end
+            demand.observe(end, claims, times=times_within(end - 1.0, claims))
+            demand.forecast(end)
+            if (steps := steps + 1) % _STEPS_A_SLICE == 0:
+                yield
+
+
+def _learn_minutes(demand: Demand, minutes: Buckets, first: float, until: float) -> Iterator[None]:
+    """Teach the experts quarter hours, then from three days before the end on single minutes."""
+    steps = 0
+    recent = max(until - 3 * 86400.0, first)
+    for width, since, end in ((900, first - 900.0, recent), (60, recent, until)):
+        if end <= first:
+            continue
+        at = since
+        for start, claims in [*sorted(_rebucketed(minutes, since, end, width).items()), (int(end), 0)]:
+            bucket_end = min(float(start + width), end)
+            while bucket_end - at > (width if claims else 0) + _QUIET_STEP_S:
+                at += _QUIET_STEP_S
+                demand.learn(at, _QUIET_STEP_S, 0)
+                if (steps := steps + 1) % _STEPS_A_SLICE == 0:
+                    yield
+            if bucket_end > at:
+                demand.learn(bucket_end, bucket_end - at, claims)
+                at = bucket_end
+            if (steps := steps + 1) % _STEPS_A_SLICE == 0:
+                yield

@@ -234,6 +234,9 @@ class Autoscaler:
             await self.signal.skip(key, now)
         except StoreUnavailableError as error:
             logger.warning("%s: starts without its history: %s", key, error)
+        except Exception:
+            # Nobody awaits this task. Left at this, the pool would be "learning" for ever, and nothing would say so.
+            logger.exception("%s: starts with what could be read of its history", key)
         pool.restored = True
         self.poke()
 

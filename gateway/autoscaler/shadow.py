@@ -36,6 +36,9 @@ _AGE_TO_MEMORY = 3.0
 _GROUPS_A_LEAD = 8  # claims that come closer together than this part of a lead time count as coming at once
 _MAX_GROUPS = 64  # in one tick, so that a crowd costs no more
 _CHOICE_INTERVAL_S = 60.0  # between two choices of the rule to follow
+# Misses that every minute may have. More than these in the worst minute, and more than in the second worst, are of one
+# burst, which is no pattern yet (`Shadow.once`).
+_FEW_MISSES = 10.0
 A_FAMILY = len(THRESHOLDS)  # rules of one forecast
 _NEGATED: Floats = -THRESHOLDS
 QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
@@ -107,6 +110,11 @@ class Shadow:
         self.span = 0.0  # seconds remembered
         self._none: Floats = np.zeros(size)
         self.missed: Floats = self._none  # of the claims of the latest tick
+        # Misses that do not count against a target: those of the worst minute beyond the second worst's. A rule that
+        # misses 230 of a burst of 408, and at most 40 in any other minute, is judged as if it had missed 40 of it.
+        self.once: Floats = self._none
+        self._worst: Floats = np.zeros(size)  # misses in the worst minute, and in the second worst, fading
+        self._second: Floats = np.zeros(size)
         self.total = Total(np.zeros(size), np.zeros(size))
         self._kept = Total(np.zeros(size), np.zeros(size))  # of the tallies, what was left after the last choice
         self.followers: list[Chooser] = []
@@ -198,6 +206,9 @@ class Shadow:
         self.idle *= keep
         self.claims *= keep
         self.span *= keep
+        self._worst *= keep
+        self._second *= keep
+        self.once = np.maximum(self._worst - np.maximum(self._second, _FEW_MISSES), 0.0)
         self._kept = Total(self.served.copy(), self.idle.copy(), self.claims, self.span)
         for follower in self.followers:
             follower.choose(self)
@@ -208,9 +219,12 @@ class Shadow:
         ] or [(0, A_FAMILY - 1)]  # fmt: skip
 
     def _add_up(self) -> None:
-        """Enter what came since the last choice into the totals, and into the followers' accounts."""
+        """Enter what came since the last choice into the totals and the accounts, and find the worst minute."""
         total, kept = self.total, self._kept
         idle, served = self.idle - kept.idle, self.served - kept.served
+        missed = (self.claims - kept.claims) - served
+        self._second = np.maximum(self._second, np.minimum(missed, self._worst))
+        self._worst = np.maximum(self._worst, missed)
         total.idle += idle
         total.served += served
         total.claims += self.claims - kept.claims

@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
-from gateway.autoscaler.window import times_within
+from gateway.autoscaler.window import MAX_TIMES, times_within
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey, StartKind
@@ -21,7 +21,6 @@ _MISSES = frozenset({StartKind.COLD, StartKind.WAKE_COLD})
 # Per-second counts are kept so long, to tell this gateway's claims in the store from those of other replicas. A flush
 # that waits for the store is retried each tick, so a count is in the store well within this time or not at all.
 _COUNTS_KEPT_S = 120.0
-_MAX_TIMES = 1000  # claims of a runtime whose times are kept from one look to the next
 _MAX_BACKLOG_S = 7200  # unwritten counts older than this are dropped during an outage of the store
 
 
@@ -30,7 +29,7 @@ class Taken(NamedTuple):
 
     claims: int
     misses: int  # this gateway's only
-    times: list[float]  # epoch seconds, rising; of the latest _MAX_TIMES claims at most
+    times: list[float]  # epoch seconds, rising; of the latest MAX_TIMES claims at most
 
 
 class ClaimSignal:
@@ -75,7 +74,7 @@ class ClaimSignal:
     def _times(self, runtime: RuntimeKey) -> deque[float]:
         times = self._fresh_times.get(runtime)
         if times is None:
-            times = self._fresh_times[runtime] = deque(maxlen=_MAX_TIMES)
+            times = self._fresh_times[runtime] = deque(maxlen=MAX_TIMES)
         return times
 
     def discard(self) -> None:
@@ -123,7 +122,7 @@ class ClaimSignal:
             foreign = n - own[second]
             if foreign > known[second]:
                 news += foreign - known[second]
-                self._times(runtime).extend(times_within(second, min(foreign - known[second], _MAX_TIMES)))
+                self._times(runtime).extend(times_within(second, foreign - known[second]))
                 known[second] = foreign
         self._fresh[runtime] += news
         for second in [s for s in known if s < now - _COUNTS_KEPT_S]:

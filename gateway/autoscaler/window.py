@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 
 _GOLDEN_RATIO = 0.6180339887498949
+MAX_TIMES = 1000  # claims of a runtime whose times are kept from one look to the next
 Counts = tuple[float, int]  # (time, claims that came in the tick ending then)
 
 
 def times_within(second: float, claims: int) -> list[float]:
-    """Times for claims of which only the second is known: spread over it, unevenly, as steps of the golden ratio do."""
-    return sorted(second + (number * _GOLDEN_RATIO) % 1.0 for number in range(1, claims + 1))
+    """Times for claims of which only the second is known: spread over it, unevenly, as steps of the golden ratio do. Of
+    MAX_TIMES claims at most; the others count as coming at the end of the look.
+    """
+    return sorted(second + (number * _GOLDEN_RATIO) % 1.0 for number in range(1, min(claims, MAX_TIMES) + 1))
 
 
 class RollingCount:

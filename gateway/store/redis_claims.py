@@ -15,6 +15,7 @@ from gateway.store import claims, redis_scripts
 # Bucket width -> seconds of history per key. A key per chunk lets Redis expire old history; within one hash it would
 # have to be searched for. A chunk has at most 3600 or 1440 entries.
 _CHUNK_SPAN_S = {1: 3600, 60: 86400}
+_MAX_DIGITS = 15  # of a count or a time in seconds
 
 Pipe = Callable[[str, Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 RunScript = Callable[[str, Sequence[str], Sequence[Any]], Awaitable[Any]]
@@ -51,8 +52,13 @@ class RedisClaims:
         # One chunk beyond now: another replica's clock may be ahead of this one's.
         chunks = [self._chunk(runtime, bucket, chunk) for chunk in range(oldest // span, int(now) // span + 2)]
         found = await self._pipe("hgetall", [(key,) for key in chunks])
-        counts = ((int(start), int(n)) for chunk in found for start, n in chunk.items())
-        return sorted((start, n) for start, n in counts if start >= oldest)
+        counts = ((start, n) for chunk in found for start, n in chunk.items() if _sound(start) and _sound(n))
+        return sorted((int(start), int(n)) for start, n in counts if int(start) >= oldest)
 
     def _chunk(self, runtime: RuntimeKey, bucket: int, chunk: int) -> str:
         return f"{self._root}claims:{bucket}:{runtime}:{chunk}"
+
+
+def _sound(text: bytes) -> bool:
+    """Whether it is a count or a time of ours: what anything else wrote there must not stop the sizing of pools."""
+    return text.isdigit() and len(text) <= _MAX_DIGITS and int(text) > 0

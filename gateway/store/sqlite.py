@@ -278,7 +278,9 @@ class SqliteStore:
     async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
         """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
         oldest = claims.oldest_start(bucket, since, self._clock.now())
-        statement = "SELECT start, n FROM claims WHERE runtime = ? AND bucket = ? AND start >= ? ORDER BY start"
+        statement = (
+            "SELECT start, n FROM claims WHERE runtime = ? AND bucket = ? AND start >= ? AND n > 0 ORDER BY start"
+        )
         return await self._thread.read(lambda db: db.execute(statement, (str(runtime), bucket, oldest)).fetchall())
 
 

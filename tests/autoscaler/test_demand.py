@@ -333,3 +333,17 @@ def test_rule_of_one_expert_is_not_followed_for_missing_more() -> None:
     follower.choose(shadow)
 
     assert follower.family == 0
+
+
+def test_one_burst_is_no_pattern_and_two_are() -> None:
+    """A claim a second, and 300 at once: after the first time the pool is as large as for the others, after the second
+    it is ready for a third.
+    """
+    levels = []
+    for bursts in ([600.0], [600.0, 1500.0]):
+        arrivals = np.sort(np.concatenate((poisson(1.0, 3000.0), *(at + np.linspace(0.0, 3.0, 300) for at in bursts))))
+        demand = Demand(Objective(0.01), lead=LEAD, tick=1.0, most=512)
+        levels.append(follow(demand, arrivals, 0.0, 3000.0).levels[-1])
+
+    assert levels[0] <= 60
+    assert levels[1] >= 200

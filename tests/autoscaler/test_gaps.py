@@ -51,9 +51,10 @@ def test_gaps_are_read_from_requests(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_text("session,at\na,0\nb,5\na,30\na,30.2\nb,65\n")
     assert read_gaps(file) == [(0.0, "a", 30.0), (5.0, "b", 60.0)]
 
-    file.write_text("session,at\na,soon\n")
-    with pytest.raises(BadRequestError, match=r"requests\.csv:2: expected session,at"):
-        read_gaps(file)
+    for wrong in ("soon", "nan", "inf", ""):
+        file.write_text(f"session,at\na,{wrong}\n")
+        with pytest.raises(BadRequestError, match=r"requests\.csv:2: expected session,at"):
+            read_gaps(file)
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)
     assert cli.run(parser.parse_args(["--gaps", "made:nothing"])) == 2

@@ -235,6 +235,25 @@ def test_traces_are_spread_by_a_fixed_seed(tmp_path: Path) -> None:
         ("timestamp,value\nnever,4\n2015-02-26 21:40:00,4\n", ":2: 'never'"),
         ('{"runtime": "x", "counts": [1]}\n', ":1: expected"),
         (K6_JSON + "{\n", ":4: not a line of k6"),
+        ("seconds\n1\nnan\n", ":3: 'nan'"),
+        ("seconds\n1\ninf\n", ":3: 'inf'"),
+        ("seconds\n1\n1e15\n", "days apart"),
+        ("timestamp,value\n2015-02-26 21:40:00,4\n2015-02-26 21:45:00,-1\n", ":3: '-1' is no number of arrivals"),
+        ("timestamp,value\n2015-02-26 21:40:00,4\n2015-02-26 21:45:00\n", ":3: None"),
+        ("timestamp,value\n2015-02-26 21:40:00,4\n2015-02-26 21:45:00,1e18\n", "are more than"),
+        ("timestamp,value\n2015-02-26 21:40:00,4\n2015-02-26 21:40:00,4\n", "must follow each other"),
+        ("timestamp,values\n2015-02-26 21:40:00,4\n2015-02-26 21:45:00,4\n", ":2: None"),
+        ("timestamp,value\n" + "1" * 200_000, "cannot be read (field larger"),
+        ("function,minute_1\nf00,nan\n", ":2: 'nan'"),
+        (K6_CSV + "http_reqs,nan,1\n", ": 'nan'"),
+        (LOG.replace("Nov", "Xyz"), ":1: '14/Xyz"),
+        (HISTORY[:-20], ":1: expected"),
+        (HISTORY + HISTORY[:-20], ":2: expected"),
+        (HISTORY.replace("3]", "-3]"), ":1: expected"),
+        (HISTORY.replace("3]", "NaN]"), ":1: expected"),
+        (HISTORY.replace("1699999980", "-1e300"), ":1: "),
+        (HISTORY.replace("60", "0"), ":1: expected"),
+        (HISTORY.replace('"counts": [', '"counts": [' + "[" * 100_000), ":1: expected"),
     ],
 )
 def test_malformed_trace_is_refused_with_file_and_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -250,7 +269,8 @@ def test_malformed_trace_is_refused_with_file_and_line(tmp_path: Path, text: str
 
 def test_missing_trace_and_unknown_options_are_refused(tmp_path: Path) -> None:
     """A missing file, an unknown option and an unknown policy say what is wrong."""
-    for argument in (str(tmp_path / "none.csv"), f"{tmp_path}:speed=3", "synthetic:nothing"):
+    options = ("speed=3", "scale=nan", "scale=-1", "scale=inf", "days=0", "days=nan")
+    for argument in (str(tmp_path / "none.csv"), "synthetic:nothing", *(f"{tmp_path}:{option}" for option in options)):
         with pytest.raises(BadRequestError):
             read_traces(argument)
     with pytest.raises(BadRequestError, match="kedda"):
@@ -333,8 +353,9 @@ def test_lead_times_have_units(text: str, seconds: float) -> None:
     cli.add_arguments(parser)
 
     assert parser.parse_args(["t", "--runtime-lead", text]).runtime_lead == seconds
-    with pytest.raises(SystemExit):
-        parser.parse_args(["t", "--runtime-lead", "-" + text])
+    for wrong in ("-" + text, "nan", "inf", "1e300", "0", "1e-9"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["t", "--runtime-lead", wrong])
 
 
 def test_baselines_keep_to_the_maximum() -> None:

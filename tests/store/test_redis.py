@@ -549,3 +549,21 @@ def test_store_names_its_server_without_secrets() -> None:
     shown = repr(RedisStore("redis://user:pw@10.0.0.1:6379/1?sentinel_password=pw2", ManualClock()))
     assert "10.0.0.1:6379" in shown
     assert "pw" not in shown
+
+
+async def test_claims_that_are_no_counts_are_left_out(store: RedisStore, redis_server: RedisServer) -> None:
+    """What another program wrote into a history does not stop those who read it: the counts around it are read."""
+    second = int(SystemClock().now()) - 50
+    await store.record_claims(RUNTIME, {second: 3})
+    async with redis.asyncio.from_url(redis_server.url) as damaging:
+        (key,) = [key async for key in damaging.scan_iter("*claims:1:*")]
+        wrong = {
+            "soon": "2",
+            str(second + 1): "many",
+            str(second + 2): "-7",
+            str(second + 3): "1.5",
+            str(second + 4): "\xff",
+        }
+        await damaging.hset(key, mapping={**wrong, str(second + 5): "9" * 40})
+
+    assert await store.claim_history(RUNTIME, 0.0, bucket=1) == [(second, 3)]

@@ -32,10 +32,10 @@ def _seconds(text: str) -> float:
             value = float(text[: len(text) - len(suffix)]) * factor
         except ValueError:
             break
-        if value > 0:
+        if 0.001 <= value <= 86400.0:
             return value
         break
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time like 10s, 500ms or 2m")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time like 10s, 500ms or 2m, from a millisecond to a day")
 
 
 def _rates(text: str) -> tuple[float, ...]:

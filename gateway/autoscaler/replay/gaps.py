@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def read_gaps(path: Path) -> list[Gap]:
             for number, row in enumerate(csv.DictReader(file), 2):
                 try:
                     session, at = row["session"], float(row["at"])
+                    if not math.isfinite(at):
+                        raise ValueError
                 except (KeyError, TypeError, ValueError):
                     raise BadRequestError(f"{path}:{number}: expected session,at with a time in seconds") from None
                 if session in last and at - last[session] >= _LEAST_GAP_S:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gateway.autoscaler.history import Buckets, live_since, replay_history
 from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.runner import MIN_POKE_INTERVAL_S, STATUS_INTERVAL_S
@@ -53,6 +54,13 @@ class LiveLoop:
         self._next = self.begins
         self._fresh: list[float] = []  # when the claims since the last look came
         self._missed = 0
+
+    def restore(self, minutes: Buckets, seconds: Buckets) -> None:
+        """Learn from recorded claims, as a gateway does that has just started."""
+        for _ in replay_history(
+            self._pool.demand, minutes, seconds, now=self.begins, live_from=live_since(seconds, self.begins)
+        ):
+            pass
 
     def _status(self, ready: int, starting: int) -> PoolStatus:
         leads = sorted(self._leads)

@@ -1,4 +1,4 @@
-"""What recorded traces do not hold: steps, bursts beyond the maximum, silence after them, clocks that are set.
+"""What recorded traces do not hold: steps, bursts beyond the maximum, silence after them, set clocks, restarts.
 
 Each runs the whole loop in virtual time (live.py), so the surge guard sees the misses of the very pool that it moved.
 """
@@ -35,6 +35,7 @@ class Scenario:
     miss_rate: float = 0.01
     most: int = 512
     clock: tuple[tuple[float, float], ...] = ()  # (at, step): the wall clock is set
+    restart: float = 0.0  # until then another gateway counted the claims, of which this one reads
     seed: int = 1
 
     @property
@@ -82,14 +83,22 @@ class Played:
         return float(self.targets.times[below[0]] - _START_S - seconds) if len(below) else None
 
 
+def _recorded(arrivals: Floats, bucket: int) -> list[tuple[int, int]]:
+    """The claims as a store has them: (bucket start, claims)."""
+    starts, claims = np.unique(arrivals // bucket * bucket, return_counts=True)
+    return list(zip(starts.astype(int).tolist(), claims.tolist(), strict=True))
+
+
 def play(scenario: Scenario) -> Played:
     """Run one scenario in virtual time, through the loop that a gateway runs."""
     arrivals, end = scenario.arrivals(), _START_S + scenario.span
     pool = PoolSpec(size=0, max=scenario.most, mode=PoolMode.PREDICTIVE, target_miss_rate=scenario.miss_rate)
     settings = AutoscalerSettings(tick=scenario.tick)
-    loop = LiveLoop(pool, settings, scenario.lead, begins=_START_S, wall=scenario.wall)
+    begins = _START_S + scenario.restart
+    loop = LiveLoop(pool, settings, scenario.lead, begins=begins, wall=scenario.wall)
+    loop.restore(*(_recorded(arrivals[arrivals < begins], bucket) for bucket in (60, 1)))
     scored_from = _START_S + scenario.scored_from
-    outcome = simulate(arrivals, loop, lead=scenario.lead, scored_from=scored_from, end=end)
+    outcome = simulate(arrivals[arrivals >= begins], loop, lead=scenario.lead, scored_from=scored_from, end=end)
     trace = Trace(scenario.name, arrivals, _START_S, end)
     curve = fixed_curve(trace, scenario.lead, scored_from)
     return Played(scenario, outcome, loop.targets(), curve.idle_at(outcome.hit_rate))
@@ -143,9 +152,31 @@ CLOCK_BACK = Scenario(
     scored_from=2 * _HOUR_S,
     clock=((2 * _HOUR_S, -600.0), (3 * _HOUR_S, 1800.0)),
 )
+BATCH = Scenario(
+    "batch",
+    "10,000 claims within a second, the maximum is 512, then nobody for a day: the pool is given up.",
+    ((2 * _HOUR_S, 0.02), (1.0, 10_000.0), (24 * _HOUR_S, 0.0)),
+    scored_from=2 * _HOUR_S,
+)
+RESTART_SILENT = Scenario(
+    "restart-silent",
+    "20 claims a second for an hour, five hours without, then the gateway starts anew: nothing is held.",
+    ((_HOUR_S, 20.0), (6 * _HOUR_S, 0.0)),
+    restart=6 * _HOUR_S,
+    scored_from=6 * _HOUR_S,
+)
+RESTART_BUSY = Scenario(
+    "restart-busy",
+    "The gateway starts anew while two claims a second come: no more misses than the target allows, from the start on.",
+    ((3 * _HOUR_S, 2.0),),
+    restart=2 * _HOUR_S,
+    scored_from=2 * _HOUR_S + 24.0,
+)
 
 
-SCENARIOS = (STEP, STOP, SILENCE, BURST_BEYOND_MAX, CLOCK_BACK, QUICK_STARTS, LOOSE_TARGET)
+SCENARIOS = (
+    STEP, STOP, SILENCE, BURST_BEYOND_MAX, BATCH, CLOCK_BACK, QUICK_STARTS, LOOSE_TARGET, RESTART_SILENT, RESTART_BUSY,
+)  # fmt: skip
 
 
 def table(played: Sequence[Played]) -> str:

@@ -22,9 +22,10 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,11 +36,19 @@ from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.trace import Trace
 from gateway.core.errors import BadRequestError
 
+_MAX_ARRIVALS = 50_000_000  # of a trace: 400 MB, and twice that while they are made
+_MAX_SPAN_S = 3660 * 86400.0  # of a trace: a replay looks once a minute, also while nothing comes
 _LOG_TIME = re.compile(r"\[(\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\]")
+
+
+class _TooManyError(Exception):
+    """A trace with more arrivals than are read."""
 
 
 def spread(counts: Floats, width: float, start: float, seed: int) -> Floats:
     """Arrival times for counts per bin of `width` seconds, uniform within each bin."""
+    if (total := float(counts.sum())) > _MAX_ARRIVALS:
+        raise _TooManyError(f"{total:.3g} arrivals are more than {_MAX_ARRIVALS:,}; thin them with PATH:scale=0.01")
     rng = np.random.default_rng(seed)
     whole = counts.astype(np.int64)
     return np.sort(start + np.repeat(np.arange(len(whole)) * width, whole) + rng.random(int(whole.sum())) * width)
@@ -63,21 +72,24 @@ def read_traces(argument: str, seed: int = 1) -> list[Trace]:
     for option in options:
         key, _, value = option.partition("=")
         try:
-            if key == "scale":
-                scale = float(value)
-            elif key == "days":
-                days = float(value)
-            else:
+            number = float(value)
+            if key not in ("scale", "days") or not 0.0 < number < math.inf:
                 raise ValueError
         except ValueError:
-            raise BadRequestError(f"{argument}: {option!r} is not scale=NUMBER or days=NUMBER") from None
+            raise BadRequestError(f"{argument}: {option!r} is not scale=NUMBER or days=NUMBER, above 0") from None
+        scale, days = (number, days) if key == "scale" else (scale, number)
     try:
         raw = Path(path).read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BadRequestError(f"{path}: cannot be read ({error})") from error
     name = Path(path).name.partition(".")[0]
-    traces = _reader_of(path, text)(path, name, text, scale, seed)
+    try:
+        traces = _reader_of(path, text)(path, name, text, scale, seed)
+    except (csv.Error, _TooManyError) as error:
+        raise BadRequestError(f"{path}: cannot be read ({error})") from error
+    if any(trace.span > _MAX_SPAN_S for trace in traces):
+        raise BadRequestError(f"{path}: its times lie more than {_MAX_SPAN_S / 86400.0:.0f} days apart")
     traces = [trace.cut(days * 86400.0) if days is not None else trace for trace in traces]
     if not any(len(trace.arrivals) for trace in traces):
         raise BadRequestError(f"{path}: holds no arrivals")
@@ -117,10 +129,33 @@ def _rows(path: str, text: str) -> list[dict[str, str]]:
 
 
 def _at(path: str, line: int, value: str | None, convert: Callable[[str], float]) -> float:
+    """A number or time of a line. Raises BadRequestError for what is none, or not a finite one."""
     try:
-        return convert(value or "")
-    except ValueError:
-        raise BadRequestError(f"{path}:{line}: {value!r} cannot be read as a number or time") from None
+        number = convert(value or "")
+        if math.isfinite(number):
+            return number
+    except (ValueError, OverflowError):
+        pass
+    raise BadRequestError(f"{path}:{line}: {_short(value)} cannot be read as a number or time") from None
+
+
+def _count(path: str, line: int, value: str | None) -> float:
+    """A number of arrivals."""
+    number = _at(path, line, value, float)
+    if number < 0.0:
+        raise BadRequestError(f"{path}:{line}: {_short(value)} is no number of arrivals: it is less than 0")
+    return number
+
+
+def _short(value: str | None) -> str:
+    return repr(value if value is None or len(value) <= 60 else value[:60] + "...")
+
+
+def _column(
+    path: str, rows: Sequence[dict[str, str]], name: str, read: Callable[[str, int, str | None], float]
+) -> Floats:
+    """One column of a file with a line of headers."""
+    return np.array([read(path, i + 2, row.get(name)) for i, row in enumerate(rows)])
 
 
 def _iso(value: str) -> float:
@@ -150,11 +185,13 @@ def _arrivals(path: str, name: str, text: str, scale: float, seed: int) -> list[
 
 def _binned(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
     rows = _rows(path, text)
-    times = np.array([_at(path, i + 2, row["timestamp"], _iso) for i, row in enumerate(rows)])
-    values = np.array([_at(path, i + 2, row["value"], float) for i, row in enumerate(rows)])
+    times = _column(path, rows, "timestamp", lambda *at: _at(*at, _iso))
+    values = _column(path, rows, "value", _count)
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two bins to know their width")
     width = float(np.median(np.diff(times)))
+    if width <= 0.0:
+        raise BadRequestError(f"{path}: its bins must follow each other in time")
     # Another seed than for the spread: the two draws must not be correlated.
     arrivals = spread(thin(values, scale, seed + 6), width, float(times[0]), seed)
     return [Trace(name, arrivals, float(times[0]), float(times[0]) + len(times) * width, width)]
@@ -164,15 +201,15 @@ def _functions(path: str, name: str, text: str, scale: float, seed: int) -> list
     traces = []
     for number, row in enumerate(csv.reader(io.StringIO(text))):
         if number:
-            counts = np.array([_at(path, number + 1, value, float) for value in row[1:]])
+            counts = np.array([_count(path, number + 1, value) for value in row[1:]])
             arrivals = spread(thin(counts, scale, seed + 6), 60.0, 0.0, seed)
-            traces.append(Trace(f"{name}/{row[0]}", arrivals, 0.0, 60.0 * len(counts)))
+            traces.append(Trace(f"{name}/{row[0] if row else number}", arrivals, 0.0, 60.0 * len(counts)))
     return traces
 
 
 def _k6_csv(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
     rows = enumerate(_rows(path, text))
-    times = [_at(path, i + 2, row["timestamp"], float) for i, row in rows if row["metric_name"] == "http_reqs"]
+    times = [_at(path, i + 2, row.get("timestamp"), float) for i, row in rows if row.get("metric_name") == "http_reqs"]
     return _whole(name, np.array(times), scale, seed)
 
 
@@ -183,15 +220,15 @@ def _k6_json(path: str, name: str, text: str, scale: float, seed: int) -> list[T
             point = json.loads(line) if line.strip() else {}
             if point.get("type") == "Point" and point.get("metric") == "http_reqs":
                 times.append(_iso(point["data"]["time"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise BadRequestError(f"{path}:{number}: not a line of k6's JSON output") from None
     return _whole(name, np.array(times), scale, seed)
 
 
 def _locust(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
     rows = [row for row in _rows(path, text) if row.get("Name") == "Aggregated"]
-    times = np.array([_at(path, i + 2, row["Timestamp"], float) for i, row in enumerate(rows)])
-    totals = np.array([_at(path, i + 2, row.get("Total Request Count"), float) for i, row in enumerate(rows)])
+    times = _column(path, rows, "Timestamp", lambda *at: _at(*at, float))
+    totals = _column(path, rows, "Total Request Count", _count)
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two Aggregated rows")
     # Totals only grow; a row with less is of a run that was started again, and counts nothing.
@@ -211,7 +248,7 @@ def _access_log(path: str, name: str, text: str, scale: float, seed: int) -> lis
             if line.strip():
                 raise BadRequestError(f"{path}:{number}: has no time like [10/Oct/2000:13:55:36 -0700]")
             continue
-        at = datetime.strptime(found.group(1), "%d/%b/%Y:%H:%M:%S %z").timestamp()
+        at = _at(path, number, found.group(1), lambda at: datetime.strptime(at, "%d/%b/%Y:%H:%M:%S %z").timestamp())
         # One visitor's requests are one session until it has been silent for the default idle timeout, 15 minutes.
         visitor = line.split(" ", 1)[0]
         if at - seen.get(visitor, -1e18) > 900.0:
@@ -230,13 +267,18 @@ def _history(path: str, name: str, text: str, scale: float, seed: int) -> list[T
             document = json.loads(line)
             width = int(document["bucket"])
             counts = np.array(document["counts"], dtype=np.float64).reshape(-1, 2)
-        except (ValueError, KeyError, TypeError):
+            if width not in (1, 60) or not np.isfinite(counts).all() or (counts < 0.0).any():
+                raise ValueError
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BadRequestError(
-                f'{path}:{number}: expected {{"runtime": .., "bucket": 1 or 60, "counts": [[second, claims], ..]}}'
+                f'{path}:{number}: expected {{"runtime": .., "bucket": 1 or 60, "counts": [[second, claims], ..]}}, all'
+                " numbers from 0 on"
             ) from None
         if len(counts):
-            start = float(counts[0, 0])
-            bins = np.zeros(int((counts[-1, 0] - start) // width) + 1)
+            start, last = float(counts[:, 0].min()), float(counts[:, 0].max())
+            if last - start > _MAX_SPAN_S:
+                raise BadRequestError(f"{path}:{number}: its seconds lie more than ten years apart")
+            bins = np.zeros(int((last - start) // width) + 1)
             np.add.at(bins, ((counts[:, 0] - start) // width).astype(int), counts[:, 1])
             arrivals = spread(thin(bins, scale, seed + 6), width, start, seed)
             traces.append(

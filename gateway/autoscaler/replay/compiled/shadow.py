@@ -18,10 +18,10 @@ from gateway.autoscaler.shadow import A_FAMILY, THRESHOLDS, constant_levels
 _MAX_MEMORY_S, _MIN_MEMORY_S = shadow._MAX_MEMORY_S, shadow._MIN_MEMORY_S
 _MIN_REMEMBERED_CLAIMS, _AGE_TO_MEMORY = shadow._MIN_REMEMBERED_CLAIMS, shadow._AGE_TO_MEMORY
 _GROUPS_A_LEAD, _MAX_GROUPS = shadow._GROUPS_A_LEAD, shadow._MAX_GROUPS
-_CHOICE_INTERVAL_S = shadow._CHOICE_INTERVAL_S
+_CHOICE_INTERVAL_S, _FEW_MISSES = shadow._CHOICE_INTERVAL_S, shadow._FEW_MISSES
 _SWITCH_MARGIN, _MIN_CLAIMS = follower._SWITCH_MARGIN, follower._MIN_CLAIMS
 _FORECAST_MARGIN, _SMALL_SAMPLE_MARGIN = follower._FORECAST_MARGIN, follower._SMALL_SAMPLE_MARGIN
-CLAIMS, SPAN, SINCE, AGE, LEAD, EXPERT_MARGIN, YOUNG_S = 0, 1, 2, 3, 4, 5, 6  # in Pools.numbers
+CLAIMS, SPAN, SINCE, AGE, LEAD, EXPERT_MARGIN, YOUNG_S, KEPT = 0, 1, 2, 3, 4, 5, 6, 7  # in Pools.numbers
 FIRST, LENGTH, RULES, JOINS = 0, 1, 2, 3  # in Pools.counts
 TARGET, COLD_START, CEILING, THRESHOLD = 0, 1, 2, 3  # the columns of Followers.objective
 RULE, GUESS, PROVEN = 0, 1, 2  # those of Followers.state
@@ -35,6 +35,10 @@ class Pools(NamedTuple):
     served: Floats
     idle: Floats
     missed: Floats
+    kept: Floats  # of `served`, what was left after the last choice
+    worst: Floats
+    second: Floats
+    once: Floats
     wanted: npt.NDArray[np.int64]  # [family, threshold]
     order_at: Floats  # a ring
     orders: Floats  # [order, rule]
@@ -58,8 +62,9 @@ def make_pools(lead: float, tick: float, most: int, families: int, *, joins: boo
     kept = (int(lead / tick) + 3) * (_MAX_GROUPS + 3 if lead < 8 * tick else 3)
     return Pools(
         levels, levels.copy(), np.zeros(len(levels)), np.zeros(len(levels)), np.zeros(len(levels)),
+        np.zeros(len(levels)), np.zeros(len(levels)), np.zeros(len(levels)), np.zeros(len(levels)),
         np.zeros((families, A_FAMILY), np.int64), np.zeros(kept), np.zeros((kept, len(levels))),
-        np.array([0.0, 0.0, 0.0, 0.0, lead, follower._EXPERT_MARGIN, follower._YOUNG_S]),
+        np.array([0.0, 0.0, 0.0, 0.0, lead, follower._EXPERT_MARGIN, follower._YOUNG_S, 0.0]),
         np.array([0, 0, rules, joins], dtype=np.int64),
     )  # fmt: skip
 
@@ -164,10 +169,16 @@ def _choose_all(p: Pools, f: Followers) -> None:
         memory = _MAX_MEMORY_S
     keep = 1.0 - min(n[SINCE] / memory, 1.0)
     n[SINCE] = 0.0
+    for rule in range(len(p.served)):
+        missed = (n[CLAIMS] - n[KEPT]) - (p.served[rule] - p.kept[rule])
+        p.second[rule] = keep * max(p.second[rule], min(missed, p.worst[rule]))
+        p.worst[rule] = keep * max(p.worst[rule], missed)
+        p.once[rule] = max(p.worst[rule] - max(p.second[rule], _FEW_MISSES), 0.0)
     p.served[:] *= keep
     p.idle[:] *= keep
     n[CLAIMS] *= keep
     n[SPAN] *= keep
+    p.kept[:], n[KEPT] = p.served, n[CLAIMS]
     for i in range(len(f.state)):
         _choose(p, f.objective[i], f.state[i])
 
@@ -228,6 +239,7 @@ def _choose(p: Pools, objective: Floats, state: npt.NDArray[np.int64]) -> None:
         cost += objective[COLD_START] * missed
         budget = math.inf
     else:
+        missed -= p.once
         unavoidable = missed.min()
         budget = unavoidable + objective[TARGET] * (claims - unavoidable)
         if not math.isnan(objective[CEILING]):
