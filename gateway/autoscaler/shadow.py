@@ -35,7 +35,7 @@ _MIN_REMEMBERED_CLAIMS = 500.0
 _AGE_TO_MEMORY = 3.0
 _GROUPS_A_LEAD = 8  # claims that come closer together than this part of a lead time count as coming at once
 _MAX_GROUPS = 64  # in one tick, so that a crowd costs no more
-_CHOICE_INTERVAL_S = 60.0  # between two choices of the rule to follow
+CHOICE_INTERVAL_S = 60.0  # between two choices of the rule to follow
 # Misses that every minute may have. More than these in the worst minute, and more than in the second worst, are of one
 # burst, which is no pattern yet (`Shadow.once`).
 _FEW_MISSES = 10.0
@@ -60,7 +60,7 @@ def constant_levels(most: int) -> list[int]:
 
 
 class Chooser(Protocol):
-    """Chooses a rule to follow, once per _CHOICE_INTERVAL_S. A Protocol, as follower.py builds on this module."""
+    """Chooses a rule to follow, once per CHOICE_INTERVAL_S. A Protocol, as follower.py builds on this module."""
 
     @property
     def nearest(self) -> int:
@@ -145,7 +145,7 @@ class Shadow:
         self.claims += claims
         self.span += elapsed
         self._since += elapsed
-        if self._since >= _CHOICE_INTERVAL_S:
+        if self._since >= CHOICE_INTERVAL_S:
             self._choose()
 
     def _groups(self, now: float, since: float, times: Sequence[float]) -> Iterator[tuple[float, int]]:

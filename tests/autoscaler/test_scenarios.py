@@ -11,14 +11,40 @@ from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.rates import RateBelief, prior_from
 from gateway.autoscaler.replay.pool import Targets, simulate
-from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, LOOSE_TARGET, QUICK_STARTS, STEP, play
+from gateway.autoscaler.replay.scenarios import (
+    BATCH,
+    BURST_BEYOND_MAX,
+    CLOCK_BACK,
+    LOOSE_TARGET,
+    QUICK_STARTS,
+    RESTART_BUSY,
+    RESTART_SILENT,
+    SILENCE,
+    STEP,
+    STOP,
+    Scenario,
+    play,
+)
 from gateway.autoscaler.shadow import Shadow
 from tests.support.autoscaler import poisson
 
 pytestmark = pytest.mark.simulation
 
 
-@pytest.mark.parametrize("steps", [((7200.0, -600.0),), ((7200.0, 1800.0),), ((7200.0, -86400.0),)])
+FLAPPING = tuple((7200.0 + 20.0 * step, 3.0 if step % 2 else -3.0) for step in range(180))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ((7200.0, -600.0),),
+        ((7200.0, 1800.0),),
+        ((7200.0, -86400.0),),
+        ((7200.0, -1.7e9), (9000.0, 1.7e9)),
+        FLAPPING,
+    ],
+    ids=["back", "forward", "a day back", "to 1970 and back", "to and fro by seconds"],
+)
 def test_clock_that_is_set_does_not_move_the_pool(steps: tuple[tuple[float, float], ...]) -> None:
     """Four hours from the step on, the pool is where it would be if the clock had been left alone."""
     alone = play(replace(CLOCK_BACK, clock=()))
@@ -56,6 +82,69 @@ def test_surge_guard_stays_while_the_surge_does() -> None:
     assert played.outcome.hit_rate >= 0.99
     since = STEP.scored_from
     assert min(played.target_at(since + second) for second in range(500)) >= 500
+
+
+@pytest.mark.parametrize(
+    ("lead", "rate", "most"), [(0.25, 20.0, 1000), (1.0, 20.0, 1000), (60.0, 5.0, 1000), (10.0, 5.0, 30)]
+)
+def test_step_is_met_at_other_leads_and_maxima(lead: float, rate: float, most: int) -> None:
+    """From .1 claims a second to many: three lead times later nothing misses that the maximum can serve, and twice the
+    claims of a lead time, or an empty pool's first guess, are the most that is held.
+    """
+    begins = 1800.0 + max(3.0 * lead, 6.0)
+    step = replace(STEP, phases=((1800.0, 0.1), (400.0, rate)), lead=lead, most=most, scored_from=begins)
+    played = play(step)
+
+    needed = rate * (lead + 1.0)
+    if needed < most:
+        assert played.outcome.hit_rate >= 0.99
+        assert played.targets.levels.max() <= 2.0 * needed + 40.0
+    else:
+        assert played.mean_target(begins, step.span) >= 0.95 * most
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        replace(STOP, phases=((900.0, 3.0), (7200.0, 0.0)), scored_from=900.0, lead=60.0),
+        replace(STOP, phases=((900.0, 10.0), (7200.0, 0.0)), scored_from=900.0, lead=0.25),
+        replace(SILENCE, phases=((5.0, 0.0), (1.0, 1.0), (7200.0, 0.0)), lead=60.0),
+        replace(BURST_BEYOND_MAX, phases=((1800.0, 0.05), (300.0, 5.0), (14400.0, 0.0)), scored_from=1800.0, most=5),
+        replace(
+            BURST_BEYOND_MAX,
+            phases=((1800.0, 0.05), (300.0, 5.0), (14400.0, 0.0)),
+            scored_from=1800.0,
+            most=100,
+            lead=60.0,
+        ),
+        replace(BATCH, phases=((1800.0, 0.02), (1.0, 10_000.0), (7200.0, 0.0)), scored_from=1800.0),
+        replace(BATCH, phases=((1800.0, 0.02), (1.0, 10_000.0), (7200.0, 0.0)), scored_from=1800.0, most=20, lead=0.25),
+        RESTART_SILENT,
+        replace(RESTART_SILENT, lead=60.0),
+    ],
+    ids=lambda scenario: f"{scenario.name}, lead {scenario.lead:g}, max {scenario.most}",
+)
+def test_pool_is_given_up_when_nobody_comes(scenario: Scenario) -> None:
+    """Whatever came before, at other leads and maxima too: in the last half hour nothing is held."""
+    assert play(scenario).mean_target(scenario.span - 1800.0, scenario.span) < 0.05
+
+
+def test_gateway_that_starts_anew_among_claims_goes_on_as_before() -> None:
+    """Two claims a second before and after: from two lead times on it misses what the target allows, and idles little
+    more than the best fixed pool.
+    """
+    played = play(replace(RESTART_BUSY, phases=((2.5 * 3600.0, 2.0),)))
+
+    assert played.outcome.hit_rate >= 0.98
+    assert played.outcome.mean_idle <= 1.25 * played.fixed_idle
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_pool_of_none_or_one_is_sized(most: int) -> None:
+    """A maximum of 0 or 1 beside a claim a second: it stays at that."""
+    small = replace(STEP, phases=((600.0, 1.0),), most=most, scored_from=300.0)
+
+    assert play(small).mean_target(300.0, 600.0) == pytest.approx(most, abs=0.05)
 
 
 @pytest.mark.parametrize("lead", [10.0, 60.0])

@@ -557,13 +557,8 @@ async def test_claims_that_are_no_counts_are_left_out(store: RedisStore, redis_s
     await store.record_claims(RUNTIME, {second: 3})
     async with redis.asyncio.from_url(redis_server.url) as damaging:
         (key,) = [key async for key in damaging.scan_iter("*claims:1:*")]
-        wrong = {
-            "soon": "2",
-            str(second + 1): "many",
-            str(second + 2): "-7",
-            str(second + 3): "1.5",
-            str(second + 4): "\xff",
-        }
-        await damaging.hset(key, mapping={**wrong, str(second + 5): "9" * 40})
+        wrong = {"soon": "2", str(second + 1): "many", str(second + 2): "-7", str(second + 3): "1.5"}
+        for field, value in {**wrong, str(second + 4): "\xff", str(second + 5): "9" * 40}.items():
+            await damaging.hset(key, field, value)
 
     assert await store.claim_history(RUNTIME, 0.0, bucket=1) == [(second, 3)]

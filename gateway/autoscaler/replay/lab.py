@@ -20,7 +20,7 @@ from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.errors import BadRequestError
 from gateway.core.model import PoolMode, PoolSpec
 
-MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.03, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
+MISS_RATES = (0.01, 0.4, 0.2, 0.1, 0.05, 0.03, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
 POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")
 EXTRA = ("live",)  # not in the table unless asked for: predictive again, but looking at its own pool (replay/live.py)
 Progress = Callable[[str, float], None]

@@ -185,7 +185,7 @@ def _arrivals(path: str, name: str, text: str, scale: float, seed: int) -> list[
 
 def _binned(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
     rows = _rows(path, text)
-    times = _column(path, rows, "timestamp", lambda *at: _at(*at, _iso))
+    times = _column(path, rows, "timestamp", lambda file, line, value: _at(file, line, value, _iso))
     values = _column(path, rows, "value", _count)
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two bins to know their width")
@@ -227,7 +227,7 @@ def _k6_json(path: str, name: str, text: str, scale: float, seed: int) -> list[T
 
 def _locust(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
     rows = [row for row in _rows(path, text) if row.get("Name") == "Aggregated"]
-    times = _column(path, rows, "Timestamp", lambda *at: _at(*at, float))
+    times = _column(path, rows, "Timestamp", lambda file, line, value: _at(file, line, value, float))
     totals = _column(path, rows, "Total Request Count", _count)
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two Aggregated rows")

@@ -18,7 +18,7 @@ from gateway.autoscaler.shadow import A_FAMILY, THRESHOLDS, constant_levels
 _MAX_MEMORY_S, _MIN_MEMORY_S = shadow._MAX_MEMORY_S, shadow._MIN_MEMORY_S
 _MIN_REMEMBERED_CLAIMS, _AGE_TO_MEMORY = shadow._MIN_REMEMBERED_CLAIMS, shadow._AGE_TO_MEMORY
 _GROUPS_A_LEAD, _MAX_GROUPS = shadow._GROUPS_A_LEAD, shadow._MAX_GROUPS
-_CHOICE_INTERVAL_S, _FEW_MISSES = shadow._CHOICE_INTERVAL_S, shadow._FEW_MISSES
+_CHOICE_INTERVAL_S, _FEW_MISSES = shadow.CHOICE_INTERVAL_S, shadow._FEW_MISSES
 _SWITCH_MARGIN, _MIN_CLAIMS = follower._SWITCH_MARGIN, follower._MIN_CLAIMS
 _FORECAST_MARGIN, _SMALL_SAMPLE_MARGIN = follower._FORECAST_MARGIN, follower._SMALL_SAMPLE_MARGIN
 CLAIMS, SPAN, SINCE, AGE, LEAD, EXPERT_MARGIN, YOUNG_S, KEPT = 0, 1, 2, 3, 4, 5, 6, 7  # in Pools.numbers
@@ -194,6 +194,11 @@ def _argmin(values: Floats, allowed: npt.NDArray[np.bool_], first: int, end: int
 
 
 @compiled
+def _ahead(p: Pools, rule: int) -> float:
+    return float(p.levels[rule] * _CHOICE_INTERVAL_S)
+
+
+@compiled
 def _handicap(p: Pools) -> float:
     few = _SMALL_SAMPLE_MARGIN / math.sqrt(max(p.numbers[CLAIMS], 1.0))
     return float(p.numbers[EXPERT_MARGIN] + few + p.numbers[YOUNG_S] / max(p.numbers[AGE], 1.0))
@@ -252,7 +257,7 @@ def _choose(p: Pools, objective: Floats, state: npt.NDArray[np.int64]) -> None:
     price = cost[foreseeing] if allowed[foreseeing] else math.inf
     if not by_costs and allowed[foreseeing]:
         price = min(price, _idle_at(p.served, cost, p.served[expert]))
-    if allowed[expert] and cost[expert] < (1.0 - _handicap(p)) * price:
+    if allowed[expert] and cost[expert] + _ahead(p, expert) < (1.0 - _handicap(p)) * price:
         foreseeing = expert
     constant = _argmin(cost, allowed, rules, everything)
     if not allowed[constant]:
@@ -262,9 +267,11 @@ def _choose(p: Pools, objective: Floats, state: npt.NDArray[np.int64]) -> None:
     else:
         price = cost[constant] if by_costs else _constant_idle(p, p.served[foreseeing])
         margin = 0.0 if state[PROVEN] else _FORECAST_MARGIN + _SMALL_SAMPLE_MARGIN / math.sqrt(claims)
+        spent = cost[foreseeing]
         if foreseeing >= A_FAMILY:
             margin += _handicap(p)
-        best = foreseeing if cost[foreseeing] <= (1.0 - margin) * price else constant
+            spent += _ahead(p, foreseeing)
+        best = foreseeing if spent <= (1.0 - margin) * price else constant
     state[PROVEN] = best < rules
     rule = state[RULE]
     same = (best < rules) == (rule < rules)
