@@ -1,5 +1,6 @@
 """What each part of the autoscaler is worth: replays with one part changed at a time, as idle time of fixed pools.
 
+    scripts/bench autoscaler_ablation --functions 6 --days 1      # the table of docs/autoscaler.md
     scripts/bench autoscaler_ablation [--functions 3] [--days 4] [--variant NAME ...]
 
 Lead time 10 s, tick 1 s. `functions`: the geometric mean over every third of the 48 functions, at the target miss rate,
@@ -18,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 
-from gateway.autoscaler import demand, follower, mixture, scaler
+from gateway.autoscaler import demand, follower, mixture, scaler, shadow
 from gateway.autoscaler.empirical import FastSlow
 from gateway.autoscaler.replay import lab
 from gateway.autoscaler.replay.trace import Trace
@@ -32,6 +33,7 @@ VARIANTS: dict[str, tuple[Patch, ...]] = {
     "no rules of single experts": ((follower, "_EXPERT_MARGIN", 9.0),),
     "no self-exciting expert": ((demand, "SelfExciting", FastSlow),),  # a second one of its kind adds nothing
     "no handicap": ((follower, "_EXPERT_MARGIN", 0.0), (follower, "_YOUNG_S", 0.0)),
+    "a single burst counts whole": ((shadow, "_FEW_MISSES", 1e9),),
     "no price ceiling": ((lab, "Objective", partial(follower.Objective, price_ceiling=None)),),
     "surge guard at two standard deviations": ((scaler, "_SURGE_SIGMAS", 2.0),),
     "losses remembered for six hours": ((mixture, "_MEMORY_HORIZONS", 180.0),),
@@ -64,7 +66,9 @@ def functions(traces: list[Trace]) -> list[str]:
 
 def single(trace: Trace) -> list[str]:
     """A cell per target: the share at equal hits."""
-    result = lab.run_trace(trace, lab.Settings(policies=("predictive",)), lambda *_: None)
+    # The targets around those that are read, so that their hit rates lie between those of two knobs.
+    knobs = (0.01, 0.4, 0.2, 0.1, 0.05, 0.02, 0.005)
+    result = lab.run_trace(trace, lab.Settings(policies=("predictive",), miss_rates=knobs), lambda *_: None)
     cells = []
     for target in TARGETS:
         idle, fixed = result.idle_at("predictive", 1.0 - target), result.idle_at("fixed", 1.0 - target)
