@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gateway.api.agent_sandbox.cluster_claims import ClusterClaims
+from gateway.app.cluster_skills import pack_skills
 from gateway.app.gateway import Engine, Gateway, holder_name
 from gateway.core.addresses import host_name, is_loopback
 from gateway.core.background import every
@@ -32,7 +33,7 @@ from gateway.runtimes.manifest import load_runtimes, parse_modules
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
-from gateway.snapshots.keeper import make_keeper
+from gateway.snapshots.keeper import make_code_store, make_keeper
 from gateway.store import make_store
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ async def _build_in_cluster(
         summary=cluster.summary,
         catalog=cluster.catalog,
         agents=cluster.agents,
+        code=make_code_store(settings),
+        skills=await asyncio.to_thread(pack_skills, files),
         egress=gate,
         egress_address=settings.egress_address,
         background=lambda gateway: (
@@ -212,6 +215,8 @@ async def _build_in_cluster(
         ),
     )
     gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
+    if (code := gateway.stored_code) is not None:
+        cluster.provider.deliveries.bring = lambda sandbox, digest: executor.bring(sandbox, digest, code.read(digest))
     cluster.count_in(gateway.counters.kubernetes)
     return gateway
 

@@ -40,6 +40,10 @@ def main() -> int:
         signal.signal(number, signal.SIG_DFL)
     syscalls.keep_heap_small()
     try:
+        if config.receive:
+            from picod.receive import receive
+
+            return asyncio.run(receive(config, _listen(config)))
         os.makedirs(config.workspace, exist_ok=True)
         if config.egress_fd is not None:
             from picod.ports.egress import hand_over

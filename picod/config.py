@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from picod import wire
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 ENV_MAX_BODY = "PICOD_MAX_BODY"
 ENV_MAX_SPILL = "PICOD_MAX_SPILL"
@@ -89,6 +92,9 @@ class PicodConfig:
     lifeline_fd: int | None = None
     """The read end of a pipe whose other end the parent holds: end of file means that the parent has ended."""
 
+    receive: Sequence[tuple[str, str]] = ()
+    """Folders and the digests of what is to be unpacked there. With any, picod does that alone (receive.py)."""
+
     egress_fd: int | None = None
     """A unix socket to the gateway, for the listening socket of the egress proxy (ports/egress.py). None: no egress."""
 
@@ -143,6 +149,7 @@ class PicodConfig:
             port=args.port,
             linger=_seconds(parser, wire.ENV_LINGER, environ.get(wire.ENV_LINGER, "0")),
             lifeline_fd=args.lifeline_fd,
+            receive=_received(parser, environ.get(wire.ENV_RECEIVE, "")),
             egress_fd=args.egress_fd,
             oom_fd=args.oom_fd,
             egress_service=environ.get(wire.ENV_EGRESS, "") == "service",
@@ -218,6 +225,16 @@ def _disk_limits(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[str,
             parser.error(f"{wire.ENV_DISK_LIMITS}: expected /folder=bytes, not {item!r}")
         limits.append((path, int(size)))
     return tuple(limits)
+
+
+def _received(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        folder, _, digest = item.partition("=")
+        if not folder.startswith("/") or not _DIGEST.fullmatch(digest):
+            parser.error(f"{wire.ENV_RECEIVE}: expected /folder=sha256:HEX, not {item[:100]!r}")
+        found.append((folder, digest))
+    return tuple(found)
 
 
 def _ports(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[int, int], ...]:

@@ -36,6 +36,8 @@ def port_prefix(session_id: str, port: int) -> str:
     return f"/v1/sessions/{session_id}/ports/{port}"
 
 
+CODE_PATH = "/api/code/"  # PUT, below it a digest: the files of an agent, in the pod that waits for them (receive.py)
+
 EGRESS_PORT = 3128
 """The port of the egress proxy on a sandbox's loopback, as proxies have it by custom (Squid)."""
 
@@ -59,6 +61,7 @@ ENV_AGENT = "PICOD_AGENT"
 ENV_DISK_LIMITS = "PICOD_DISK_LIMITS"
 ENV_MAX_FILE_SIZE = "PICOD_MAX_FILE_SIZE"  # bytes of one file, beside ENV_DISK_LIMITS
 ENV_EGRESS = "PICOD_EGRESS"  # "service": picod passes what connects to EGRESS_PORT on to the egress service
+ENV_RECEIVE = "PICOD_RECEIVE"  # wait for these files, unpack them and end: "/app=sha256:...,/opt/agent=sha256:..."
 ENV_LINGER = "PICOD_LINGER"  # seconds that picod serves on after SIGTERM, if the workspace holds files
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream

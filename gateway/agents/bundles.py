@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
@@ -121,23 +121,12 @@ class BundleStore:
 
 def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> None:
     """Unpack a tar archive into an empty folder. Raises BadRequestError, TooLargeError."""
-    left, seen = max_bytes, set[PurePosixPath]()
     try:
-        for member, content in read_tar(file):
-            path = _inside(member.name)
-            # With the folders that its path implies: one file may be in 250 of them, and each takes an inode.
-            seen.update((path, *path.parents[:-1]))
-            if len(seen) > max_files:
-                raise TooLargeError(f"the bundle has more than {max_files} files and folders")
+        for path, member, content in _members(file, max_bytes=max_bytes, max_files=max_files):
             target = folder / path
-            if member.isdir():
+            if content is None:
                 target.mkdir(parents=True, exist_ok=True, mode=0o755)
                 continue
-            if content is None:
-                raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
-            left -= member.size
-            if left < 0:
-                raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
             # An archive need not list the folders of its files, and many tools leave them out.
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             # Of the mode only the owner's x counts: setuid, and what others may write, would be taken over from a
@@ -149,10 +138,53 @@ def unpack(file: IO[bytes], folder: Path, *, max_bytes: int, max_files: int) -> 
             with open(descriptor, "wb") as written:
                 shutil.copyfileobj(content, written, _PIECE)
                 os.fchmod(written.fileno(), mode)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _twice() from error
+
+
+def check_archive(file: IO[bytes], *, max_bytes: int, max_files: int) -> None:
+    """Raise as `unpack` does, and write nothing: for an archive that is unpacked elsewhere. Blocks."""
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
+    for path, _, content in _members(file, max_bytes=max_bytes, max_files=max_files):
+        folders.update(path.parents)
+        if content is None:
+            folders.add(path)
+        elif path in files:
+            raise _twice()
+        else:
+            files.add(path)
+    if files & folders:
+        raise _twice()
+
+
+def _twice() -> BadRequestError:
+    return BadRequestError("the bundle has two entries of one name")
+
+
+def _members(
+    file: IO[bytes], *, max_bytes: int, max_files: int
+) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo, IO[bytes] | None]]:
+    """Path, head and content of each file and, without content, of each folder.
+
+    Raises BadRequestError, TooLargeError.
+    """
+    left, seen = max_bytes, set[PurePosixPath]()
+    try:
+        for member, content in read_tar(file):
+            path = _inside(member.name)
+            # With the folders that its path implies: one file may be in 250 of them, and each takes an inode.
+            seen.update((path, *path.parents[:-1]))
+            if len(seen) > max_files:
+                raise TooLargeError(f"the bundle has more than {max_files} files and folders")
+            if content is None and not member.isdir():
+                raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
+            left -= member.size if content is not None else 0
+            if left < 0:
+                raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
+            yield path, member, content
     except tarfile.TarError as error:
         raise BadRequestError(f"the bundle is no tar archive: {error}") from None
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise BadRequestError("the bundle has two entries of one name") from error
 
 
 def _inside(name: str) -> PurePosixPath:

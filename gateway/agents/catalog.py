@@ -79,6 +79,10 @@ class AgentCatalog:
         """The runtimes of all revisions that are to be served."""
         return list(self._runtimes.values())
 
+    def hosted(self) -> Sequence[Runtime]:
+        """The same, and those that only the gateway uses."""
+        return [*self._runtimes.values(), *self._hidden.values()]
+
     def agent(self, key: RuntimeKey) -> Agent | None:
         """The agent of that key, with or without a revision."""
         return self._agents.get(key.base)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway.agents.bundles import BundleStore
+from gateway.agents.code import CodeStore
 from gateway.agents.manifests import PACKAGES_FOLDER
 from gateway.agents.requirements import Requirement, explain, read_requirements
 from gateway.core.errors import BadRequestError, SettingsError, TooLargeError, UpstreamBrokenError
@@ -96,19 +96,28 @@ class PackageIndex:
         return (parts.netloc,) if parts.scheme == "http" else ()
 
 
-def builder_runtime(index: PackageIndex) -> Runtime:
+def builder_runtime(index: PackageIndex, key: RuntimeKey = BUILDER) -> Runtime:
     """The runtime of the sandboxes that install packages. No warm ones, and nobody's sessions but the gateway's."""
-    return Runtime(key=BUILDER, egress=index.egress, tenant=NOBODYS, code_context="off")
+    # A cluster's NetworkPolicy is made of the manifest.
+    manifest = {"spec": {"wakegate": {"egress": list(index.egress)}}}
+    return Runtime(key=key, egress=index.egress, tenant=NOBODYS, code_context="off", manifest=manifest)
 
 
 class EnvironmentBuilder:
-    """Builds environments into a BundleStore. `python`: what names the interpreter that they are for."""
+    """Builds environments into a CodeStore. `python`: what names the interpreter that they are for."""
 
     def __init__(
-        self, bundles: BundleStore, lifecycle: Lifecycle, caller: SandboxCaller, index: PackageIndex, python: str
+        self,
+        code: CodeStore,
+        lifecycle: Lifecycle,
+        caller: SandboxCaller,
+        index: PackageIndex,
+        python: str,
+        builder: RuntimeKey = BUILDER,
     ) -> None:
-        self._bundles, self._lifecycle, self._caller = bundles, lifecycle, caller
-        self._index, self._python = index, python
+        """`builder`: the key of builder_runtime."""
+        self._code, self._lifecycle, self._caller = code, lifecycle, caller
+        self._index, self._python, self._builder = index, python, builder
         self._builds = _Locks()  # by digest: one that is being built is waited for
         self._tenants = _Locks()  # one installs one list at a time, and cannot take all slots for ten minutes
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -124,32 +133,33 @@ class EnvironmentBuilder:
         if not requirements:
             raise BadRequestError("requirements: names no package")
         started = time.monotonic()
-        digest = await asyncio.to_thread(self._digest, current().tenant, requirements)
+        tenant = current().tenant
+        name = await self._name(tenant, requirements)
         # Ten deployments of one list at once install it once, and the other nine find it.
-        async with self._builds.hold(digest):
-            if await asyncio.to_thread(self._bundles.touch, digest):
+        async with self._builds.hold(name):
+            if digest := await self._code.find_environment(name, tenant):
                 return Built(digest, True, time.monotonic() - started)
             # The tenant's lock first: whoever waits for its own turn holds no slot that another tenant could use.
-            async with self._tenants.hold(current().tenant), self._slots:
-                await self._build(digest, requirements)
+            async with self._tenants.hold(tenant), self._slots:
+                digest = await self._build(name, requirements)
         return Built(digest, False, time.monotonic() - started)
 
-    def _digest(self, tenant: str, requirements: Sequence[Requirement]) -> str:
-        """The name of an environment.
+    async def _name(self, tenant: str, requirements: Sequence[Requirement]) -> str:
+        """The name of an environment, of the form of a digest.
 
-        Of its tenant too: another one's code ran where it was built. Keyed, because whoever can say the digest can use
-        the files, and a list of packages is easily guessed. Blocks.
+        Of its tenant too: another one's code ran where it was built. Keyed, because on one machine whoever can say it
+        can use the files, and a list of packages is easily guessed.
         """
         lines = "\n".join(each.text for each in requirements)
         named = "\0".join((tenant, self._index.url, self._python, lines)).encode()
-        return "sha256:" + hmac.new(self._bundles.secret(), named, hashlib.sha256).hexdigest()
+        return "sha256:" + hmac.new(await self._code.secret(), named, hashlib.sha256).hexdigest()
 
-    async def _build(self, digest: str, requirements: Sequence[Requirement]) -> None:
+    async def _build(self, name: str, requirements: Sequence[Requirement]) -> str:
         # As an administrator of the caller's tenant: the runtime is nobody's, the limits are the tenant's.
         caller = replace(current(), role=Role.ADMIN, runtimes=frozenset(), scope=None)
         with acting_as(caller):
             opened = await self._lifecycle.create(
-                BUILDER, ttl=INSTALL_S + 300.0, metadata={"name": "packages of an agent"}
+                self._builder, ttl=INSTALL_S + 300.0, metadata={"name": "packages of an agent"}
             )
             session_id = opened.session.id
             try:
@@ -165,22 +175,24 @@ class EnvironmentBuilder:
                     limit=_ANSWER_BYTES,
                 )
                 _check(reply.status, reply.body, requirements)
-                await self._fetch(session_id, digest)
+                return await self._fetch(session_id, name)
             finally:
                 # Shielded: a client that leaves cancels this, and the sandbox would go on installing at the tenant's
                 # cost.
                 await asyncio.shield(self._lifecycle.end_unclaimed(session_id))
 
-    async def _fetch(self, session_id: SessionId, digest: str) -> None:
+    async def _fetch(self, session_id: SessionId, name: str) -> str:
         async with AsyncExitStack() as stack:
-            file = stack.enter_context(await asyncio.to_thread(self._bundles.scratch_file))
+            file = stack.enter_context(await self._code.scratch_file())
             opened = self._caller.stream(session_id, "GET", f"/api/files/{_ARCHIVE}")
             reply, chunks = await stack.enter_async_context(opened)
             if reply.status != 200:
                 raise UpstreamBrokenError(f"the sandbox that installed packages answered {reply.status} for them")
             await _copy(chunks, file)
             file.seek(0)
-            await asyncio.to_thread(self._bundles.keep, digest, file, max_bytes=MAX_BYTES, max_files=MAX_FILES)
+            return await self._code.keep_environment(
+                name, current().tenant, file, max_bytes=MAX_BYTES, max_files=MAX_FILES
+            )
 
 
 class _Locks:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gateway.agents import rollout
-from gateway.agents.bundles import UNUSED_S, BundleStore
+from gateway.agents.bundles import UNUSED_S
+from gateway.agents.code import CodeStore
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.model import Agent, Phase
 from gateway.agents.rollout import Health
@@ -46,14 +47,17 @@ class AgentKeeper:
         store: SessionStore,
         counters: Counters,
         clock: Clock,
-        bundles: BundleStore | None,
+        code: CodeStore,
+        *,
+        always: Collection[str] = (),
     ) -> None:
+        """`always`: digests that something else than a revision names."""
         self._directory = directory
         self._provider = provider
         self._store = store
         self._counters = counters
         self._clock = clock
-        self._bundles = bundles
+        self._code, self._always = code, frozenset(always)
         self._baselines: dict[str, _Baseline] = {}
         self._ticks = 0
 
@@ -74,12 +78,12 @@ class AgentKeeper:
 
     async def _sweep(self) -> None:
         """Delete the files that no revision names; late where nothing names any, since records may have been lost."""
-        if self._directory.unreadable or self._bundles is None:
+        if self._directory.unreadable:
             return  # what those agents name is not known
         revisions = [revision for agent in self._directory.all() for revision in agent.revisions]
         used = {digest for each in revisions for digest in (each.bundle, each.environment) if digest}
         before = self._clock.now() - (UNUSED_S if used else _LOST_S)
-        await asyncio.to_thread(self._bundles.sweep, used, before)
+        await self._code.sweep(used | self._always, before)
 
     async def _step(self, agent: Agent) -> None:
         health = await self._health(agent)

@@ -19,6 +19,7 @@ from gateway.runtimes.manifest import parse_runtime
 from gateway.runtimes.schema import API_VERSION
 
 PACKAGES_FOLDER = "/opt/agent"  # where an agent sees the packages of its environment
+FILES_FOLDER = "/app"  # and its files
 # As the schema's: these two are required there, since AgentCube's controller wants them.
 _DEFAULTS: Mapping[str, Any] = {"sessionTimeout": "15m", "maxSessionDuration": "8h"}
 
@@ -68,7 +69,12 @@ def cluster_compiler(read: Callable[[Mapping[str, Any]], Runtime]) -> Callable[.
 
     def compile_revision(agent: Agent, revision: Revision) -> Runtime:
         metadata = {**revision.manifest["metadata"], "uid": agent.uid}
-        return read({**revision.manifest, "metadata": metadata})
+        runtime = read({**revision.manifest, "metadata": metadata})
+        code = ((FILES_FOLDER, revision.bundle), (PACKAGES_FOLDER, revision.environment))
+        runtime = replace(runtime, code=tuple(each for each in code if each[1]))
+        if revision.environment:
+            runtime = replace(runtime, environment={"PYTHONPATH": PACKAGES_FOLDER, **runtime.environment})
+        return runtime
 
     return compile_revision
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.agents.model import Agent
-from gateway.core.errors import PermissionDeniedError, QuotaExceededError, QuotaForbiddenError
+from gateway.core.errors import BadRequestError, PermissionDeniedError, QuotaExceededError, QuotaForbiddenError
 from gateway.core.model import Runtime
 from gateway.core.quota import Resource
 from gateway.core.units import parse_quantity, readable_size
+from gateway.egress.grants import by_name
 from gateway.identity.tenant_limits import TenantLimits
 
 MAX_AGENTS = 200  # of one tenant
@@ -46,12 +47,14 @@ def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
     cpus, memory, gpus = runtime.limits.cpus or 0.0, runtime.limits.memory or 0, gpus_of(runtime.manifest)
     _at_most("gpus", gpus, machine.gpus, "GPUs of this machine")
     _at_most("vcpu", cpus, machine.cpus, "cores of this machine")
-    _at_most("memory", memory, machine.memory, "bytes of this machine")
+    _at_most("memory", memory, machine.memory, "of this machine")
     amounts = limits.amounts
-    for resource, each in ((Resource.VCPU, int(cpus * 1000)), (Resource.MEMORY, memory), (Resource.GPUS, int(gpus))):
+    wanted = ((Resource.VCPU, cpus, "cores "), (Resource.MEMORY, memory, ""), (Resource.GPUS, gpus, ""))
+    for resource, each, unit in wanted:
         most = amounts.get(resource)
         if most is not None:
-            _at_most(resource.value, each * warm, most, f"of this tenant, with {warm} kept ready")
+            bound = most / 1000 if resource is Resource.VCPU else most
+            _at_most(resource.value, each * warm, bound, f"{unit}of this tenant, with {warm} kept ready")
     most = amounts.get(Resource.SANDBOXES)
     if most is not None:
         _at_most(Resource.SANDBOXES.value, warm, most, "sandboxes of this tenant")
@@ -70,6 +73,19 @@ def check_rights(spec: Mapping[str, Any], limits: TenantLimits, *, operator: boo
     if extra.get("egress") and limits.egress is None:
         raise PermissionDeniedError(
             "spec.wakegate.egress: this tenant's limits name no egress; an administrator sets that (PUT /v1/tenants)"
+        )
+
+
+def check_reach(runtime: Runtime) -> None:
+    """Refuse what agents of a cluster cannot be given: names are picod's to reach, which their pods have none of.
+
+    Not where manifests are read: an agent that was made before would then stop being served. Raises BadRequestError.
+    """
+    # Else `--egress api.example.com` would look like a permission and open nothing.
+    if runtime.secrets or by_name(runtime):
+        raise BadRequestError(
+            "spec.wakegate.egress, spec.wakegate.secrets: in a cluster agents reach no names through the gateway; give"
+            " networks, such as 203.0.113.0/24, and `dns`"
         )
 
 

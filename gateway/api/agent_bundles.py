@@ -14,7 +14,8 @@ from typing import IO
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.agents.bundles import MAX_UPLOAD_BYTES, BundleStore
+from gateway.agents.bundles import MAX_UPLOAD_BYTES
+from gateway.agents.code import CodeStore
 from gateway.agents.environments import EnvironmentBuilder
 from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_chunks, read_object
@@ -28,10 +29,11 @@ _WRITE_BYTES = 1 << 20
 
 
 class AgentBundlesAPI:
-    """Handlers. None: this engine has none."""
+    """Handlers. `environments` None: sandboxes of this gateway reach no index."""
 
-    def __init__(self, bundles: BundleStore | None, environments: EnvironmentBuilder | None) -> None:
-        self._bundles, self._environments = bundles, environments
+    def __init__(self, code: CodeStore | None, environments: EnvironmentBuilder | None) -> None:
+        """None: this engine has no agents of its own."""
+        self._code, self._environments = code, environments
         self._slot = asyncio.Semaphore(1)  # unpacking takes a core and the disk
         self._uploads: Counter[str] = Counter()  # under way, by tenant
 
@@ -40,13 +42,13 @@ class AgentBundlesAPI:
         return {"create_agent_bundle": self._create, "create_agent_environment": self._create_environment}
 
     async def _create(self, request: Request) -> Response:
-        if self._bundles is None:
-            raise ConflictError("in a cluster an agent's files are in its image")
+        if self._code is None:
+            raise ConflictError("this engine has no agents of its own")
         # Not in memory, and not in the slot: whoever sends slowly would hold up everybody's uploads.
-        with self._upload(current().tenant), await asyncio.to_thread(self._bundles.scratch_file) as file:
+        with self._upload(current().tenant), await self._code.scratch_file() as file:
             size = await _receive(request, file)
             async with self._slot:
-                digest = await asyncio.to_thread(self._bundles.add, file)
+                digest = await self._code.add(file, current().tenant)
         return JSON({"digest": digest, "bytes": size}, 201)
 
     @contextlib.contextmanager
@@ -70,7 +72,10 @@ class AgentBundlesAPI:
 
     async def _create_environment(self, request: Request) -> Response:
         if self._environments is None:
-            raise ConflictError("in a cluster an agent's packages are in its image")
+            raise ConflictError(
+                "packages cannot be installed here: sandboxes of a cluster reach the index through the gateway's egress"
+                " service, which --egress-port and --egress-address start; without it name an --image that has them"
+            )
         body = await read_object(request)
         requirements = body.get("requirements")
         if not isinstance(requirements, str) or len(body) > 1:

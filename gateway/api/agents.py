@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.agents import rollout
-from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
+from gateway.agents.code import CodeStore
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.environments import EnvironmentBuilder
 from gateway.agents.manifests import manifest_of, merged
 from gateway.agents.model import Agent, Revision
-from gateway.agents.quotas import Machine, check_count, check_fit, check_rights
+from gateway.agents.quotas import Machine, check_count, check_fit, check_reach, check_rights
 from gateway.agents.sketch import spec_of
 from gateway.agents.strategy import read_strategy, strategy_of
 from gateway.api.agent_json import revision_documents, rollout_document
@@ -62,6 +62,7 @@ from gateway.usage.prices import Prices
 
 STOPPED = "its agent was stopped"
 DELETED = "its agent was deleted"
+_CODE = ("bundle", "environment")  # fields with digests
 _MAX_SESSIONS_ENDED = 10_000
 _MOVES_AT_ONCE = 4  # a parked workspace is a rename; one that is copied takes a disk's time
 
@@ -75,7 +76,7 @@ class AgentParts:
     machine: Machine
     read: Callable[[Mapping[str, Any]], Runtime]  # a manifest's runtime; raises BadRequestError
     namespaces: tuple[str, ...] = ()  # where agents can be; (): each tenant's own
-    bundles: BundleStore | None = None
+    code: CodeStore | None = None
     environments: EnvironmentBuilder | None = None
 
 
@@ -137,6 +138,7 @@ class AgentsAPI:
             raise ConflictError(f"{key.namespace}/{key.name} comes from a manifest; {_change_there(parts)}")
         now = self._clock.now()
         agent = Agent(key.namespace, key.name, tenant, now, current().subject)
+        await self._check_code(body, {})
         revision = self._revision(agent, body, spec, {})
         check_count(parts.directory.all(), tenant)
         agent = rollout.begin(agent, revision, read_strategy(body.get("strategy")), now)
@@ -154,28 +156,41 @@ class AgentsAPI:
         limits = self._tenants.limits(agent.tenant)
         check_rights(spec, limits, operator=caller.sees_all_tenants)
         manifest = manifest_of(agent.namespace, agent.name, spec)
-        check_fit(parts.read(manifest), limits, parts.machine)
-        digests = {name: read_digest(body, name, old.get(name, "")) for name in ("bundle", "environment")}
-        for name, digest in digests.items():
-            if digest and (parts.bundles is None or not parts.bundles.has(digest)):
+        runtime = parts.read(manifest)
+        if parts.namespaces:
+            check_reach(runtime)
+        check_fit(runtime, limits, parts.machine)
+        digests = {name: read_digest(body, name, old.get(name, "")) for name in _CODE}
+        number, reason = rollout.next_number(agent), read_reason(body)
+        return Revision(number, manifest, self._clock.now(), caller.subject, reason, **digests)
+
+    async def _check_code(self, body: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+        """Raise BadRequestError for digests that are not here, or of other tenants.
+
+        `old`: those of the revision before.
+        """
+        code = self._required().code
+        for name in _CODE:
+            digest = read_digest(body, name, "")
+            known = not digest or digest == old.get(name)
+            if not known and (code is None or not await code.has(digest, current().tenant)):
                 raise BadRequestError(
                     f"{name}: this gateway has no {digest}; make it with POST /v1/agent-{name}s first"
                 )
-        number, reason = rollout.next_number(agent), read_reason(body)
-        return Revision(number, manifest, self._clock.now(), caller.subject, reason, **digests)
 
     async def _update(self, request: Request) -> Response:
         parts, agent = self._required(), self._named(request)
         body = await read_object(request)
         check_change(body)
         parts.directory.require_sound(agent)
+        await self._check_code(body, _code_of(agent.latest))
         given = read_strategy(body["strategy"]) if body.get("strategy") is not None else None
 
         def decide(agent: Agent) -> Agent:
             # Merged with what is stored when this is written: a change that came in between is kept.
             shown = agent.latest
             spec = merged(shown.manifest["spec"], body.get("spec") or {})
-            revision = self._revision(agent, body, spec, {"bundle": shown.bundle, "environment": shown.environment})
+            revision = self._revision(agent, body, spec, _code_of(shown))
             same = replace(revision, number=shown.number, at=shown.at, by=shown.by, reason=shown.reason)
             if same == shown:
                 return agent  # nothing changes, so nothing is rolled out
@@ -314,3 +329,7 @@ def _change_there(parts: AgentParts) -> str:
         "change it with kubectl, or make it an agent of the API: kubectl annotate agentruntime NAME"
         " wakegate.io/agent={}"
     )
+
+
+def _code_of(revision: Revision) -> dict[str, str]:
+    return {"bundle": revision.bundle, "environment": revision.environment}

@@ -203,7 +203,7 @@ class Surfaces:
             **RunAPI(self._runs, catalog).handlers(),
             **agents.handlers(),
             **AgentBundlesAPI(
-                None if parts.agents is None else parts.agents.bundles,
+                None if parts.agents is None else parts.agents.code,
                 None if parts.agents is None else parts.agents.environments,
             ).handlers(),
             **AgentInvocationsAPI(parts.tasks, catalog, lifecycle, clock).handlers(),

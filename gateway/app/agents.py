@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
-from gateway.agents.environments import EnvironmentBuilder, PackageIndex, builder_runtime
+from gateway.agents.code import CodeStore, FolderCode
+from gateway.agents.environments import BUILDER, EnvironmentBuilder, PackageIndex, builder_runtime
 from gateway.agents.manifests import cluster_compiler, compiler
 from gateway.agents.quotas import Machine
+from gateway.agents.stored_code import StoredCode
 from gateway.core.agent_objects import AgentObjects
-from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
-from gateway.core.model import Runtime
+from gateway.core.clock import Clock
+from gateway.core.documents import DocumentStore
+from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SnapshotStore
+from gateway.core.model import Runtime, RuntimeKey
 from gateway.core.settings import Settings
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.sessions.lifecycle import Lifecycle
@@ -30,22 +34,60 @@ def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalo
     return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder), hidden=hidden)
 
 
-def make_cluster_catalog(base: RuntimeCatalog, objects: AgentObjects) -> AgentCatalog:
+def make_cluster_catalog(
+    settings: Settings, base: RuntimeCatalog, objects: AgentObjects, skills: Sequence[Runtime]
+) -> AgentCatalog:
     """The runtimes of a cluster, and those of agents beside them."""
-    return AgentCatalog(base, cluster_compiler(objects.read), hosted=True)
+    builder = [builder_runtime(_index(settings), _cluster_builder(objects))] if installs(settings) else []
+    hidden = [*skills, *builder]
+    return AgentCatalog(base, cluster_compiler(objects.read), hidden=hidden, hosted=True)
+
+
+def installs(settings: Settings) -> bool:
+    """Whether sandboxes of a cluster reach the package index: by name that is the egress service's to do."""
+    return bool(settings.egress_port)
+
+
+def _index(settings: Settings) -> PackageIndex:
+    return PackageIndex(settings.package_index)
+
+
+def _cluster_builder(objects: AgentObjects) -> RuntimeKey:
+    """In a namespace where the gateway makes sandboxes."""
+    return RuntimeKey(objects.namespaces[0], BUILDER.name)
 
 
 def make_environments(
-    settings: Settings, bundles: BundleStore, lifecycle: Lifecycle, caller: SandboxCaller
+    settings: Settings, code: CodeStore, lifecycle: Lifecycle, caller: SandboxCaller
 ) -> EnvironmentBuilder:
     """What installs the packages of agents, for the python3 that their sandboxes have."""
     python = os.path.realpath(settings.sandbox_python / "bin" / "python3")
-    return EnvironmentBuilder(bundles, lifecycle, caller, PackageIndex(settings.package_index), python)
+    return EnvironmentBuilder(code, lifecycle, caller, _index(settings), python)
+
+
+def make_cluster_environments(
+    settings: Settings, code: CodeStore, lifecycle: Lifecycle, caller: SandboxCaller, objects: AgentObjects
+) -> EnvironmentBuilder | None:
+    """The same with picod's image, whose python3 agents run on. None where sandboxes reach no index."""
+    if not installs(settings):
+        return None
+    builder = _cluster_builder(objects)
+    return EnvironmentBuilder(code, lifecycle, caller, _index(settings), settings.picod_image, builder)
 
 
 def make_bundles(settings: Settings) -> BundleStore:
     """Where the files of agents are."""
     return BundleStore(settings.state_dir / "agents")
+
+
+def make_code(settings: Settings) -> CodeStore:
+    """The same, as what makes agents uses it."""
+    return FolderCode(make_bundles(settings))
+
+
+def make_stored_code(settings: Settings, store: SnapshotStore, documents: DocumentStore, clock: Clock) -> StoredCode:
+    """Where the files of a cluster's agents are."""
+    return StoredCode(store, documents, settings.state_dir / "agents", clock)
 
 
 A_CLUSTER = Machine(math.inf, math.inf, math.inf)

@@ -16,17 +16,21 @@ from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
 from gateway.agents.manifests import compiled
 from gateway.agents.mirror import Mirror
+from gateway.agents.stored_code import StoredCode
 from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
 from gateway.api.task_parts import TaskParts
 from gateway.app.agents import (
     A_CLUSTER,
-    make_bundles,
     make_catalog,
     make_cluster_catalog,
+    make_cluster_environments,
+    make_code,
     make_environments,
+    make_stored_code,
     this_machine,
 )
+from gateway.app.cluster_skills import PackedSkill, keep_skills
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -50,7 +54,14 @@ from gateway.autoscaler.sessions import Served, SessionAdvisor
 from gateway.core.agent_objects import AgentObjects
 from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
-from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.interfaces import (
+    Executor,
+    RuntimeCatalog,
+    SandboxProvider,
+    SessionStore,
+    SnapshotStore,
+    WorkspaceKeeper,
+)
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings
 from gateway.egress.gate import EgressGate
@@ -86,7 +97,8 @@ class Engine:
     `summary`: its lines of the start banner; complete once it runs.
     `egress`: through which its sandboxes reach out; None: they do not, or not through here.
     `egress_address`: where sandboxes on other machines reach that, HOST:PORT; empty: they are all on this one.
-    `catalog`: in place of the runtimes of manifests; `agents`: the custom resources of agents.
+    `catalog`: in place of the runtimes of manifests; `agents`: the custom resources of agents; `code`: the store of
+    the files of those, and of `skills`.
     `background` makes loops to run besides, by name.
     """
 
@@ -99,6 +111,8 @@ class Engine:
     egress_address: str = ""
     catalog: RuntimeCatalog | None = None
     agents: AgentObjects | None = None
+    code: SnapshotStore | None = None
+    skills: Sequence[PackedSkill] = ()
     background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: ()
 
 
@@ -161,6 +175,7 @@ class Gateway:
         self.metrics = self._make_metrics()
         self.agent_directory: AgentDirectory | None = None
         self.agent_keeper: AgentKeeper | None = None
+        self.stored_code: StoredCode | None = None
         self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
         self.tasks = self._make_tasks()
         self.surfaces = self._make_surfaces()
@@ -172,7 +187,10 @@ class Gateway:
     def _make_catalog(self, engine: Engine, runtimes: Sequence[Runtime]) -> AgentCatalog | None:
         if engine.catalog is None:
             return make_catalog(self.settings, runtimes)
-        return None if engine.agents is None else make_cluster_catalog(engine.catalog, engine.agents)
+        if engine.agents is None:
+            return None
+        skills = [each.runtime for each in engine.skills]
+        return make_cluster_catalog(self.settings, engine.catalog, engine.agents, skills)
 
     def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
         settings = self.settings
@@ -290,23 +308,38 @@ class Gateway:
 
     def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
         if (objects := self.engine.agents) is not None:
+            assert self.engine.code is not None, "an engine with custom resources of agents has a store of their files"
             mirror = Mirror(objects, self.clock)
             directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes, mirror)
             self.agent_directory = directory
-            self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, None)
-            return AgentParts(directory, catalog, A_CLUSTER, objects.read, tuple(objects.namespaces))
-        bundles = make_bundles(self.settings)
+            stored = make_stored_code(self.settings, self.engine.code, self.store.documents, self.clock)
+            self.stored_code = stored
+            self.agent_keeper = AgentKeeper(
+                directory, self.provider, self.store, self.counters, self.clock, stored,
+                always=[each.digest for each in self.engine.skills],
+            )  # fmt: skip
+            caller = Caller(self.activator, self.clock)
+            environments = make_cluster_environments(self.settings, stored, self.lifecycle, caller, objects)
+            return AgentParts(
+                directory, catalog, A_CLUSTER, objects.read, tuple(objects.namespaces), stored, environments
+            )
+        code = make_code(self.settings)
         self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes)
-        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, bundles)
-        environments = make_environments(self.settings, bundles, self.lifecycle, Caller(self.activator, self.clock))
-        return AgentParts(directory, catalog, this_machine(), compiled, (), bundles, environments)
+        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, code)
+        local = make_environments(self.settings, code, self.lifecycle, Caller(self.activator, self.clock))
+        return AgentParts(directory, catalog, this_machine(), compiled, (), code, local)
+
+    async def keep_skills(self) -> None:
+        """Have the folders of a cluster's skills where its sandboxes get them from. Raises WakegateError."""
+        if self.stored_code is not None:
+            await keep_skills(self.stored_code, self.engine.skills)
 
     async def apply_runtimes(self) -> None:
         """Have the engine serve the catalog's runtimes, and those that only the gateway uses. Raises WakegateError."""
         if self.agents is None:
             await self.provider.apply(self.catalog.all())
         elif self.engine.agents is not None:
-            await self.engine.agents.serve(self.agents.revisions())
+            await self.engine.agents.serve(self.agents.hosted())
         else:
             await self.provider.apply(self.agents.served())
 

@@ -69,6 +69,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             stack.push_async_callback(gateway.pod_egress.aclose)
         if gateway.agent_directory is not None:
             await gateway.agent_directory.load()
+        await gateway.keep_skills()
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
         await gateway.apply_runtimes()

@@ -110,10 +110,7 @@ def parse_runtime(
     if kind is Kind.CODE_INTERPRETER:
         runtime = _interpreter(runtime, spec, reader, in_cluster=in_cluster)
         if skills := spec.get("wakegate", {}).get("skills"):
-            if in_cluster:
-                reader.note("spec.wakegate.skills", "a folder of this machine: on the local engine only")
-            else:
-                runtime = read_skills(runtime, skills, files, reader)
+            runtime = read_skills(runtime, skills, files, reader)
     elif in_cluster:
         # In a cluster an agent's container has no picod, so nothing there checks tokens or exports files. Its pod is
         # made of the manifest directly (provider/kubernetes/template.py).

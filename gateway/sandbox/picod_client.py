@@ -120,6 +120,17 @@ class PicodExecutor:
         if reply.status_code != 200:
             raise _refused(sandbox, "import the workspace", reply.status_code, body)
 
+    async def bring(self, sandbox: Sandbox, digest: str, chunks: AsyncIterator[bytes]) -> None:
+        """Send a pod that waits for an agent's files the archive of that digest. Raises what `chunks` raises."""
+        path = wire.CODE_PATH + digest
+        async with (
+            self._call("PUT", path, sandbox, SessionId(""), always_signed=True, content=chunks) as reply,
+            _deadline(self._answer_timeout, self._unanswered(sandbox, wire.CODE_PATH)),
+        ):
+            body = await _read_bounded(reply)
+        if reply.status_code != 200:
+            raise UpstreamBrokenError(f"sandbox {sandbox.id} does not take {digest}: {_error(body)}")
+
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
         """Save in-memory state into the workspace. An executor without that route has nothing to save."""
         status, body = await self._post(wire.SUSPEND_PATH, sandbox, session_id)
@@ -178,11 +189,18 @@ class PicodExecutor:
 
     @asynccontextmanager
     async def _call(
-        self, method: str, path: str, sandbox: Sandbox, session_id: SessionId, **request: Any
+        self,
+        method: str,
+        path: str,
+        sandbox: Sandbox,
+        session_id: SessionId,
+        *,
+        always_signed: bool = False,
+        **request: Any,
     ) -> AsyncGenerator[httpx.Response, None]:
         headers = {"accept-encoding": "identity"}
         runtime = self._catalog.get(sandbox.runtime)
-        if runtime is None or runtime.auth:
+        if always_signed or runtime is None or runtime.auth:
             token, _ = self._tokens.issue(sandbox.id, session_id)
             headers["authorization"] = f"Bearer {token.decode('ascii')}"
         transport = httpx.AsyncHTTPTransport(uds=sandbox.endpoint.uds, verify=self._tls)

@@ -208,17 +208,30 @@ def make_keeper(settings: Settings, provider: Finder, executor: Executor, clock:
             )
             raise SettingsError([problem])
         return parking
+    store = _open_store(settings, "", settings.snapshot_max_size or None)
+    return SnapshotKeeper(store, provider, executor, clock, parking=parking)
+
+
+def make_code_store(settings: Settings) -> SnapshotStore:
+    """The store of the files of agents: beside the snapshots, where the sweep of those does not look.
+
+    Raises SettingsError as make_keeper does.
+    """
+    return _open_store(settings, "/agents", None)
+
+
+def _open_store(settings: Settings, below: str, max_size: int | None) -> SnapshotStore:
     problems: list[str] = []
     keys = None
     try:
-        keys = SnapshotKeys.read(settings.snapshot_key_file) if sealed else None
+        keys = SnapshotKeys.read(settings.snapshot_key_file) if settings.snapshot_key_file != Path() else None
     except SettingsError as error:
         problems += error.problems
     try:
-        url = settings.snapshots or str(settings.state_dir / "snapshots")
-        store = make_snapshot_store(url, max_size=settings.snapshot_max_size or None, keys=keys)
+        url = (settings.snapshots or str(settings.state_dir / "snapshots")).rstrip("/") + below
+        store = make_snapshot_store(url, max_size=max_size, keys=keys)
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from error
     if problems:
         raise SettingsError(problems)
-    return SnapshotKeeper(store, provider, executor, clock, parking=parking)
+    return store

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.agents.bundles import BundleStore
+from gateway.agents.code import FolderCode
 from gateway.agents.keeper import AgentKeeper
 from gateway.agents.model import Agent, Phase, Revision, Rollout, Strategy
 from gateway.core.model import PoolStatus, RuntimeKey
@@ -46,7 +47,7 @@ async def test_requests_that_fail_between_two_looks_undo_a_canary(tmp_path: Path
     rollout = Rollout(2, 1, Phase.STARTING, clock.now(), strategy)
     agent = Agent("default", "a", "acme", clock.now(), "x", revisions, stable=1, rollout=rollout)
     directory, counters = Directory(agent), Counters()
-    keeper: Any = AgentKeeper(directory, ReadyProvider(), None, counters, clock, BundleStore(tmp_path))  # type: ignore[arg-type]
+    keeper: Any = AgentKeeper(directory, ReadyProvider(), None, counters, clock, FolderCode(BundleStore(tmp_path)))  # type: ignore[arg-type]
     await keeper.tick()
     assert [each.rollout.phase for each in directory.all() if each.rollout] == [Phase.CANARY]
     for _ in range(5):

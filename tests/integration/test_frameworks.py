@@ -17,6 +17,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
+from tests.support.kube.served import in_cluster
 from tests.support.serve import Server, serve
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
@@ -132,11 +133,17 @@ bot = make()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gateway whose sandboxes have the packages."""
-    python = os.environ.get("WAKEGATE_AGENT_PYTHON")
-    if python is None:
+def python() -> str:
+    """An environment with the packages."""
+    found = os.environ.get("WAKEGATE_AGENT_PYTHON")
+    if found is None:
         pytest.skip("WAKEGATE_AGENT_PYTHON is not set (scripts/test-agents makes such an environment)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, python: str) -> Iterator[Server]:
+    """A gateway whose sandboxes have the packages."""
     with serve(tmp_path_factory.mktemp("frameworks") / "state", "--sandbox-python", python) as one:
         yield one
 
@@ -144,6 +151,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def deploy(server: Server, tmp_path: Path) -> Deploy:
     """Deploys one file under a name; returns the path of its invocations."""
+    return deployer(server, tmp_path)
+
+
+def deployer(server: Server, tmp_path: Path) -> Deploy:
+    """The same for any gateway."""
 
     def deploy(name: str, file: str, source: str, *words: str) -> str:
         folder = tmp_path / name
@@ -217,6 +229,21 @@ def test_an_agent_of_langchain_calls_its_tool_and_remembers(server: Server, depl
     tokens = events_of(server.client.post(f"{path}/stream", json={**ask, "stream_mode": "messages"}, headers=session))
     assert "".join(each[0]["content"] for each in tokens) == "You asked before."
     assert server.client.post(f"{path}/invoke", json={"input": 7}, headers=session).status_code == 500
+
+
+def test_an_agent_of_langchain_is_deployed_from_code_into_a_cluster(python: str, tmp_path: Path) -> None:
+    """With the same words; the packages stand for those of picod's image. It calls its tool, and remembers."""
+    with in_cluster(tmp_path) as (server, _):
+        path = f"PATH={python}/bin:/usr/bin:/bin"
+        path = deployer(server, tmp_path)("with-langchain", "agent.py", GRAPH, "--env", path)
+        ask = {"input": {"messages": [{"role": "user", "content": "What is 2 + 3?"}]}}
+        first = server.client.post(f"{path}/invoke", json=ask)
+        said = first.json()["output"]["messages"]
+        assert [(each["type"], each["content"]) for each in said[1:]] == [("ai", ""), ("tool", "5"), ("ai", "It is 5.")]
+        second = server.client.post(f"{path}/invoke", json=ask, headers=in_session(first)).json()["output"]["messages"]
+        assert (len(second), second[-1]["content"]) == (6, "You asked before.")
+        streamed = events_of(server.client.post(f"{path}/stream", json=ask, headers=in_session(first)))
+        assert [list(each) for each in streamed] == [["model"]]
 
 
 def test_a_graph_that_remembers_with_a_synchronous_saver_is_called_so(server: Server, deploy: Deploy) -> None:

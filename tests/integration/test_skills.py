@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
@@ -93,6 +96,22 @@ def test_skills_are_listed_with_their_descriptions(server: Server) -> None:
     names = [each["name"] for each in server.client.get("/v1/runtimes").json()["runtimes"]]
     assert "office" in names
     assert not any("skill" in name for name in names)
+
+
+async def test_an_mcp_client_lists_and_calls_skills(server: Server) -> None:
+    """With the SDK's client, on the endpoint of the runtime; in its result is what the script printed."""
+    async with httpx2.AsyncClient(timeout=60) as http:
+        transport = streamable_http_client(f"{server.url}/mcp?runtime=default/office", http_client=http)
+        async with Client(transport, mode="legacy") as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert (tools["skill_adds"].description or "").startswith("Adds amounts.")
+            assert tools["skill_adds"].input_schema["properties"]["script"]["enum"] == ["hostile.py", "sum.py"]
+            told = await client.call_tool("skill_adds", {})
+            assert "Run `sum.py`" in str(told.content)
+            added = await client.call_tool("skill_adds", {"script": "sum.py", "args": ["1", "2"]})
+            assert (added.is_error, "3 [] ['SKILL.md', 'scripts']" in str(added.content)) == (False, True), added
+            wrong = await client.call_tool("skill_adds", {"script": "nothing.py"})
+            assert wrong.is_error
 
 
 def test_call_runs_in_a_sandbox_of_its_own_that_then_ends(server: Server) -> None:

@@ -194,6 +194,8 @@ class Runtime:
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     agent: Agent | None = None  # of an AgentRuntime on the local engine
+    # Folders of an agent's pod, and the digests of the archives that a gateway brings there before the agent starts.
+    code: tuple[tuple[str, str], ...] = ()
     invocations: Invocations = Invocations()  # of an AgentRuntime
     tenant: str | None = None  # whose it is: it does not exist for others; None: everybody's
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the parsed YAML document

@@ -37,6 +37,7 @@ START = "wakegate.io/start"  # warm | cold
 RESTARTS = "wakegate.io/restarts"  # of picod's container when it was claimed
 TOGETHER = "wakegate.io/gang"  # of a pod template: the Deployment's GANG, by which a change of it is seen
 VICTIM = "wakegate.io/victim"  # to be removed by a shrink: it may not be claimed
+CODE = "wakegate.io/code"  # digests of the archives that a gateway brings into the pod before its agent starts
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 

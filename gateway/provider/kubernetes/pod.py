@@ -15,6 +15,8 @@ from gateway.provider.kubernetes import names
 
 PICOD_PORT = 8080
 PICOD_CONTAINER = "picod"
+CODE_CONTAINER = "wakegate-code"  # the init container that waits for an agent's files (code.py)
+KEYS_FOLDER = "/run/wakegate/keys"
 
 # ErrImagePull is not here: it comes with the first failed pull, and ImagePullBackOff once the kubelet has tried again.
 # A container that waits for one of these will not start by waiting longer.
@@ -57,6 +59,7 @@ class Pod:
     restarts: int
     disruption: str = ""  # why it is being deleted, where the cluster says so: an eviction, a drain, a preemption
     unexplained: bool = False  # it ended, and its status gives no reason: perhaps an event does
+    awaits: tuple[str, ...] = ()  # digests of files that its init container is waiting for just now
     node_away: bool = False  # its node has stopped reporting; what runs there may go on, or not
 
     @property
@@ -130,6 +133,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         restarts=restarts,
         disruption=_disruption(status),
         unexplained=status.get("phase") in ("Failed", "Succeeded") and not status.get("reason"),
+        awaits=_awaited(notes, status),
         node_away=_is_node_away(spec, status),
     )
 
@@ -148,6 +152,14 @@ def _picod(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any]:
         if status.get("name") == PICOD_CONTAINER:
             return status
     return statuses[0] if statuses else {}
+
+
+def _awaited(notes: Mapping[str, str], status: Mapping[str, Any]) -> tuple[str, ...]:
+    """What its template's annotation names, while the init container runs that takes it."""
+    for container in status.get("initContainerStatuses") or []:
+        if container.get("name") == CODE_CONTAINER and (container.get("state") or {}).get("running"):
+            return tuple(filter(None, notes.get(names.CODE, "").split(",")))
+    return ()
 
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

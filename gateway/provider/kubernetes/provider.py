@@ -23,6 +23,7 @@ from gateway.provider.kubernetes.claiming import Claims
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.coldstart import ColdStarts
 from gateway.provider.kubernetes.consumption import Consumption
+from gateway.provider.kubernetes.delivery import Deliveries
 from gateway.provider.kubernetes.deployments import Deployments
 from gateway.provider.kubernetes.endings import Endings
 from gateway.provider.kubernetes.lost_nodes import LostNodes
@@ -67,6 +68,7 @@ class KubernetesProvider:
         self._lost_nodes = LostNodes(self._cache, self._endings, clock, self._tasks)
         self._consumption = Consumption(api, clock, self._cache)
         self._resizes = Resizes(api, clock, self._cache, self._pools)
+        self.deliveries = Deliveries(self._cache, self._tasks)
         self._deployments = Deployments(api, defaults, self._cache, self._marks)
 
     async def start(self) -> None:
@@ -78,6 +80,9 @@ class KubernetesProvider:
             raise
         self._tasks.running = True
         self._cache.follow()
+        for pods in self._cache.pods.values():
+            for pod in pods.items.values():
+                self.deliveries.look(pod)
         self._tasks.spawn(self._run_housekeeping())
 
     async def aclose(self) -> None:
@@ -220,6 +225,7 @@ class KubernetesProvider:
         self._marks.look_for_outdated(pool)
         self._cold.pod_changed(pod.uid, new)
         self._endings.pod_changed(pool, old, new, starting=self._cold.is_starting(pod.uid))
+        self.deliveries.look(new)
 
     def _deployment_changed(self, old: Deployment | None, new: Deployment | None) -> None:
         for key, pool in self._pools.items():

@@ -20,13 +20,13 @@ from gateway.egress.credentials import placeholder_of
 from gateway.egress.environment import PROXIES, trust
 from gateway.egress.grants import by_name
 from gateway.provider.kubernetes import names
-from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
+from gateway.provider.kubernetes.code import add_code
+from gateway.provider.kubernetes.pod import KEYS_FOLDER, PICOD_CONTAINER, PICOD_PORT
 from gateway.provider.kubernetes.pod_resources import quantity, with_limits
 from picod import wire
 
 Object = dict[str, Any]
 
-KEYS_FOLDER = "/run/wakegate/keys"
 TRUST_FOLDER, TRUST_FILE = "/run/wakegate/trust", "ca.pem"  # of names.TRUST_CONFIGMAP
 WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108 - the sandbox's own
@@ -100,6 +100,8 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
         **names.runtime_notes(runtime.key),
         names.PORT: str(default_port(runtime)),
     }
+    if runtime.code:
+        notes[names.CODE] = ",".join(digest for _, digest in runtime.code)
     if pod.get("queue"):
         notes[names.QUEUE] = str(pod["queue"])
     if pod.get("gang"):
@@ -174,6 +176,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         spec["volumes"].append({"name": "trust", "configMap": {"name": names.TRUST_CONFIGMAP}})
         container["volumeMounts"].append({"name": "trust", "mountPath": TRUST_FOLDER, "readOnly": True})
     _add_mounts(spec, container, runtime)
+    add_code(spec, runtime, defaults.picod_image)
     for field_name in _POD_FIELDS:
         if own.get(field_name) and field_name != "tolerations":
             spec[field_name] = copy.deepcopy(own[field_name])
@@ -257,6 +260,7 @@ def _agent_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
             volume["emptyDir"].setdefault("sizeLimit", str(AGENT_DISK_BYTES))
         elif "emptyDir" in volume:  # `emptyDir:` with nothing behind it
             volume["emptyDir"] = {"sizeLimit": str(AGENT_DISK_BYTES)}
+    add_code(spec, runtime, defaults.picod_image)
     return spec
 
 

@@ -278,6 +278,10 @@ class Kubelet:
             self._ready(pod, True, restarts)
             await running.ending.wait()
             return None
+        for container in pod["spec"].get("initContainers") or ():
+            how = await self._initialise(pod, container, running, address)
+            if how is None or how:
+                return how
         for container in pod["spec"]["containers"]:
             running.processes.append(await self._start(pod, container, address))
         ended = [asyncio.ensure_future(process.wait()) for process in running.processes]
@@ -298,6 +302,30 @@ class Kubelet:
             if running.ending.is_set() is False:
                 for process in running.processes:
                     _kill(process)
+
+    async def _initialise(self, pod: Object, container: Object, running: _Running, address: str) -> str | None:
+        """Run an init container to its end. Returns "" if that was well, else how; None: the pod is to end."""
+        process = await self._start(pod, container, address)
+        running.processes.append(process)
+        self._init(pod, container, {"running": {"startedAt": now_text()}})
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            await _first(asyncio.shield(ended), running.ending.wait())
+            if not ended.done():
+                return None
+        finally:
+            _kill(process)
+            await ended
+        running.processes.remove(process)
+        status = ended.result()
+        self._init(pod, container, {"terminated": {"exitCode": status, "reason": "Error" if status else "Completed"}})
+        return f"Error {status}" if status else ""
+
+    def _init(self, pod: Object, container: Object, state: Object) -> None:
+        known = self._present(pod)["status"].get("initContainerStatuses") or []
+        entry = {"name": container["name"], "image": container["image"], "imageID": "", "restartCount": 0}
+        entry |= {"ready": "terminated" in state, "state": state}
+        self._set(pod, initContainerStatuses=[*(each for each in known if each["name"] != entry["name"]), entry])
 
     async def _probe(self, pod: Object, address: str, restarts: int) -> str:
         """Readiness, and the deadline. Returns DeadlineExceeded when that is over, nothing when the pod is gone."""
@@ -538,6 +566,9 @@ def _view() -> list[str]:
         path = f"/{name}"
         if os.path.islink(path):
             args += ["--symlink", os.readlink(path), path]
+        elif name == "opt":  # where images and agents have folders of their own
+            for each in sorted(os.listdir(path)):
+                args += ["--ro-bind", f"{path}/{each}", f"{path}/{each}"]
         elif os.path.isdir(path):
             args += ["--ro-bind", path, path]
     return [*args, "--ro-bind", "/etc", "/etc"]
