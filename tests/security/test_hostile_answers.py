@@ -145,6 +145,31 @@ DOORS: dict[str, Door] = {
 }
 
 
+async def test_interrupts_that_nobody_answers_are_bounded(open_gateway: OpenScripted) -> None:
+    """They wait in a short line, where a sandbox takes them slowly; then the connection is closed."""
+    asked = 0
+
+    async def script(call: Call) -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+
+    gateway, _ = await open_gateway(script)
+    session = await gateway.session()
+    header = {"msg_id": "a", "msg_type": "interrupt_request"}
+    sent = orjson.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": {}, "channel": "control"})
+    url = f"{gateway.url.replace('http', 'ws', 1)}/jupyter/api/kernels/{session}/channels"
+    async with websockets.connect(url) as socket:
+        with suppress(websockets.ConnectionClosed):
+            for _ in range(200):
+                await socket.send(sent.decode())
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1013
+    assert asked <= 1
+
+
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 async def test_hostile_answer_ends_the_call_and_harms_no_other(open_gateway: OpenScripted, door: Door) -> None:
     """Whatever picod's place sends: no error of ours, nothing that hangs, and another session is answered meanwhile."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from gateway.api.jupyter.messages import PLAIN_REPLIES, make, of_error, of_event
 from gateway.api.sandbox_json import BadAnswerError, count_of, parse_object, text_of
 from gateway.api.sessions import is_session_id
 from gateway.api.tools.run_events import read_events
-from gateway.core.background import Tasks, cancel
+from gateway.core.background import cancel
 from gateway.core.clock import Clock
 from gateway.core.errors import SessionNotFoundError, WakegateError, public_message
 from gateway.core.identity import current
@@ -88,11 +88,14 @@ class _Connection:
         self._own_session = uuid4().hex
         self._waiting: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_MAX_WAITING)
         self._count = 0  # of this connection, until picod tells the context's own
-        self._asides = Tasks()
+        self._controls: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_MAX_WAITING)
 
     async def serve(self, receive: Receive) -> None:
         """Until the client leaves, or breaks the rules; what it runs is interrupted then."""
-        worker = asyncio.create_task(self._work(), name=f"kernel {self._session_id}")
+        workers = [
+            asyncio.create_task(self._work(answer_all), name=f"kernel {self._session_id}")
+            for answer_all in (self._answer_requests, self._answer_controls)
+        ]
         try:
             while (event := await receive())["type"] == "websocket.receive":
                 text: str | None = event.get("text")
@@ -109,28 +112,32 @@ class _Connection:
                     return
         finally:
             # Ends the request to picod, upon which it interrupts the run: nobody is there to see what comes of it.
-            await cancel(worker)
-            await self._asides.aclose()
+            for worker in workers:
+                await cancel(worker)
 
     def _take(self, message: Mapping[str, Any]) -> None:
         """Queue a request, but for those that must overtake the running one. Raises asyncio.QueueFull."""
         # Behind the running code an interrupt would wait for what it is to end: of `while True` for ever.
         if message["header"]["msg_type"] in ("interrupt_request", "shutdown_request"):
-            self._asides.spawn(self._control(message), name="interrupt a kernel")
+            self._controls.put_nowait(message)
         else:
             self._waiting.put_nowait(message)
 
-    async def _work(self) -> None:
+    async def _work(self, answer_all: Callable[[], Awaitable[None]]) -> None:
         """Answer what waits, one after another. A failure of ours closes the connection: else it would hang."""
         try:
-            await self._answer_all()
+            await answer_all()
         except WakegateError as error:
             logger.warning("a connection of kernel %s ends: %s", self._session_id, error)
         except Exception:
             logger.exception("a connection of kernel %s ends", self._session_id)
         await self._send_frame({"type": "websocket.close", "code": 1011, "reason": "internal error"})
 
-    async def _answer_all(self) -> None:
+    async def _answer_controls(self) -> None:
+        while True:
+            await self._control(await self._controls.get())
+
+    async def _answer_requests(self) -> None:
         while True:
             message = await self._waiting.get()
             kind = message["header"]["msg_type"]
