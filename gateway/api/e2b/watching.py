@@ -21,6 +21,7 @@ from gateway.api.sandbox_paths import FilePath
 from gateway.api.tools.run_events import read_batches
 from gateway.core.background import Tasks
 from gateway.core.errors import WakegateError
+from gateway.core.identity import current
 
 Message = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ _KINDS = {
     "deleted": "EVENT_TYPE_REMOVE",
     "moved": "EVENT_TYPE_RENAME",
 }
-_MAX_WATCHERS = 256  # of one gateway; picod allows eight to each sandbox
+_MAX_WATCHERS = 1024  # of one gateway; picod allows eight to each sandbox
+_MAX_OF_TENANT = 256  # so that no tenant takes them all
 _MAX_EVENTS = 1000  # that wait for a poll; older ones are dropped
 _IDLE_S = 600.0  # without a poll, after which a watcher ends
 
@@ -51,10 +53,12 @@ class Watchers:
 
     async def create(self, sandbox: SandboxClient, message: Message) -> Message:
         """CreateWatcher. Raises ConnectError, also when there are too many."""
-        if len(self._by_id) >= _MAX_WATCHERS:
-            raise ConnectError("resource_exhausted", f"{_MAX_WATCHERS} watchers exist already; remove one")
+        tenant = current().tenant
+        own = sum(each.tenant == tenant for each in self._by_id.values())
+        if own >= _MAX_OF_TENANT or len(self._by_id) >= _MAX_WATCHERS:
+            raise ConnectError("resource_exhausted", f"{own} watchers exist already; remove one")
         changes = _changes(sandbox, path_of(message), bool(message.get("recursive")))
-        watcher = _Watcher()
+        watcher = _Watcher(tenant)
         # With the session in the key, another sandbox's client cannot poll it, even if it learns the id.
         key = (str(sandbox.session_id), f"w{secrets.token_hex(8)}")
         self._by_id[key] = watcher
@@ -121,7 +125,8 @@ class Watchers:
 
 
 class _Watcher:
-    def __init__(self) -> None:
+    def __init__(self, tenant: str | None) -> None:
+        self.tenant = tenant
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.removed = asyncio.Event()
         self.polled_at = asyncio.get_running_loop().time()
