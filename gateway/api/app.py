@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -131,10 +131,10 @@ class Surfaces:
     """The control surfaces of one gateway: `app` is the ASGI app, made of `routes`."""
 
     def __init__(self, settings: Settings, parts: SurfaceParts) -> None:
+        parts = replace(parts, caller=LossReportingCaller(parts.caller))
         lifecycle, clock = parts.lifecycle, parts.clock
-        self._reporting_caller = LossReportingCaller(parts.caller)
         self._tools = ToolService(
-            lifecycle, parts.catalog, self._reporting_caller, clock, picture_max_side=settings.picture_max_side
+            lifecycle, parts.catalog, parts.caller, clock, picture_max_side=settings.picture_max_side
         )
         self._mcp_sessions = MCPSessions(self._tools, lifecycle, parts.catalog, clock)
         self._mcp = MCPEndpoint(self._tools, self._mcp_sessions, parts.catalog, parts.caller.acknowledge)
@@ -225,11 +225,11 @@ class Surfaces:
         """Tools for models: their calls, MCP, and OpenAI's containers."""
         lifecycle, catalog = parts.lifecycle, parts.catalog
         return {
-            **ToolsAPI(self._tools, lifecycle, catalog, self._reporting_caller, parts.clock).handlers(),
+            **ToolsAPI(self._tools, lifecycle, catalog, parts.caller, parts.clock).handlers(),
             **self._mcp.handlers(),
             **self._resource_metadata.handlers(),
             **ContainersAPI(lifecycle, parts.store, catalog).handlers(),
-            **ContainerFilesAPI(lifecycle, self._reporting_caller).handlers(),
+            **ContainerFilesAPI(lifecycle, parts.caller).handlers(),
         }
 
     def _compatible(self, settings: Settings, parts: SurfaceParts) -> Handlers:

@@ -17,6 +17,7 @@ from gateway.api.agent_sandbox.router import AgentSandboxRouter
 from gateway.api.e2b.router import E2BRouter
 from gateway.api.errors import error_response
 from gateway.api.jupyter.channels import Channels
+from gateway.api.loss_report import current_loss_report, new_loss_report
 from gateway.api.open_terminal.socket import TerminalSocket
 from gateway.api.relay import is_relayed
 from gateway.api.router import IndexedRouter
@@ -79,6 +80,7 @@ class ControlApp:
             elif self._channels is not None:
                 await self._channels(scope, receive, send)
             return
+        new_loss_report()  # for what is answered by no handler of `answering_errors`, which begins its own
         answer = _Answer(scope, send, self._acknowledge, self._challenge)
         try:
             await self._serve(scope, receive, answer.send)
@@ -137,6 +139,7 @@ class _Answer:
         """The ASGI `send` of the request."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message["headers"] = [*message["headers"], *_loss_of(message["headers"])]
             self._restored = _restored_of(self._scope, message["headers"])
             state = self._scope.get("state", {})
             if (request_id := state.get("request_id")) is not None:
@@ -164,6 +167,16 @@ def _limits_of(state: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]])
     if not fields or any(name == b"ratelimit-limit" for name, _ in headers):
         return []
     return [(name.encode(), value.encode()) for name, value in fields.items()]
+
+
+def _loss_of(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What an answer that does not say it yet has to say of a loss that its request has found, in whatever part."""
+    said = dict(headers)
+    found = {name.encode(): value.encode("latin-1") for name, value in current_loss_report().headers().items()}
+    # An answer that names another session stays as it is: the loss is due until one says it that can be acknowledged.
+    if b"x-wakegate-restored" in said or said.get(b"x-session-id", session := found.get(b"x-session-id")) != session:
+        return []
+    return [field for field in found.items() if field[0] not in said]
 
 
 def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[SessionId, str] | None:

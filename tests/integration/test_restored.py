@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import httpx2
@@ -133,6 +134,32 @@ def test_loss_is_reported_by_every_answer_on_a_container_once(tmp_path: Path, op
         assert "x-wakegate-restored" in ask(server, session, operation).headers
         wait_until(lambda: "x-wakegate-restored" not in ask(server, session, operation).headers, "it was told")
         assert "x-wakegate-restored" not in server.run(session, "true").headers
+
+
+# Of other products: method, path, options, and the field that names the session.
+DOORS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "e2b-list": ("POST", "/filesystem.Filesystem/ListDir", {"json": {"path": "/home/user"}}, "e2b-sandbox-id"),
+    "e2b-code": ("POST", "/execute", {"json": {"code": "1"}}, "e2b-sandbox-id"),
+    "e2b-download": ("GET", "/files?path=note", {}, "e2b-sandbox-id"),
+    "e2b-absent": ("GET", "/files?path=absent", {}, "e2b-sandbox-id"),
+    "jupyter": ("GET", "/jupyter/api/contents/{}/note", {}, ""),
+    "agent-sandbox": ("POST", "/execute", {"json": {"command": "ls"}}, "x-sandbox-id"),
+    "agent-sandbox-download": ("GET", "/download/note", {}, "x-sandbox-id"),
+}
+
+
+def test_loss_is_reported_by_other_products_apis_once(tmp_path: Path) -> None:
+    """By the first answer, streams, downloads and errors alike, and not by the next."""
+    with serve(tmp_path / "state", "--warm-pool", "1") as server:
+        session = server.session()
+        for name, (method, path, options, field) in DOORS.items():
+            lose_sandbox(server, tmp_path / "state", session)
+            headers = {"e2b-sandbox-port": "49999" if name == "e2b-code" else "49983"} if "e2b" in name else {}
+            headers |= {field: session} if field else {}
+            reply = server.client.request(method, path.replace("{}", session), headers=headers, **options)
+            assert "x-wakegate-restored" in reply.headers, (name, reply.status_code, reply.text)
+            assert reply.headers["x-session-id"] == session
+            wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
 
 
 def test_loss_is_reported_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
