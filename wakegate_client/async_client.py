@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(Base):
-    """The same methods, to be awaited."""
+    """A client that is awaited: `Client`'s methods but `stream`, and `aclose` for `close`. Raises as that does."""
 
     def __init__(self, url: str | None = None, key: str | None = None, *, verify: Any = True) -> None:
         """`url`, `key` and `verify` as in Base."""

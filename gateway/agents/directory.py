@@ -23,7 +23,10 @@ _WRITE_ATTEMPTS = 5
 
 
 class AgentDirectory:
-    """`applied()` is awaited after each change, once the catalog has it: the engine then makes and removes pools."""
+    """The agents of the store, kept in memory, and the only place where they are written.
+
+    `applied()` is awaited after each change, once the catalog has it: the engine then makes and removes pools.
+    """
 
     def __init__(
         self,

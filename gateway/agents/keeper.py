@@ -38,7 +38,10 @@ class _Baseline:
 
 
 class AgentKeeper:
-    """Every gateway looks, each at the requests that it has served itself; the store lets one of them decide."""
+    """The loop that looks at rollouts under way, and writes what `rollout.step` decides.
+
+    Every gateway looks, each at the requests that it has served itself; the store lets one of them decide.
+    """
 
     def __init__(
         self,

@@ -24,7 +24,10 @@ _SHOWN_CHARS = 800
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """`line` counts from 1 in the file as it was sent; `text` is what pip reads, on one line."""
+    """One line of a requirements.txt.
+
+    `line` counts from 1 in the file as it was sent; `text` is what pip reads, on one line.
+    """
 
     line: int
     name: str

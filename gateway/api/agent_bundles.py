@@ -29,7 +29,10 @@ _WRITE_BYTES = 1 << 20
 
 
 class AgentBundlesAPI:
-    """Handlers. `environments` None: sandboxes of this gateway reach no index."""
+    """The handlers that take the files of agents, and make the environments that they run in.
+
+    `environments` None: sandboxes of this gateway reach no index.
+    """
 
     def __init__(self, code: CodeStore | None, environments: EnvironmentBuilder | None) -> None:
         """None: this engine has no agents of its own."""

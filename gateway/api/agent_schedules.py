@@ -18,7 +18,7 @@ from gateway.tasks.schedules import Plan, Scheduler
 
 
 class AgentSchedulesAPI:
-    """Handlers. `retention`: seconds for which tasks that are over are kept."""
+    """The handler that lists an agent's schedules. `retention`: seconds for which tasks that are over are kept."""
 
     def __init__(self, scheduler: Scheduler, catalog: RuntimeCatalog, clock: Clock, retention: float) -> None:
         self._scheduler = scheduler

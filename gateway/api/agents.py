@@ -81,7 +81,10 @@ class AgentParts:
 
 
 class AgentsAPI:
-    """Handlers. `parts` None: this engine has no agents of its own; those of manifests are shown."""
+    """The handlers of agents, their revisions and their rollouts.
+
+    `parts` None: this engine has no agents of its own; those of manifests are shown.
+    """
 
     def __init__(
         self,

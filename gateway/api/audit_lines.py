@@ -34,7 +34,10 @@ class NoAuditTrailError(NotFoundError):
 
 
 class AuditLinesAPI:
-    """`audit`: the trail; None: there is none."""
+    """The handler that shows a session's lines of the audit trail.
+
+    `audit`: the trail; None: there is none.
+    """
 
     def __init__(self, lifecycle: Lifecycle, audit: AuditLog | None) -> None:
         self._lifecycle = lifecycle

@@ -159,7 +159,7 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
 
 
 class _Recorder:
-    """Writes the lines of one operation."""
+    """Writes the audit trail's lines about one operation: what was asked, and what was answered."""
 
     def __init__(self, operation: str, audit: AuditLog, clock: Clock) -> None:
         self._operation, self._audit, self._clock = operation, audit, clock

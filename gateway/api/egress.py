@@ -22,7 +22,10 @@ _USUAL_LINES = 100
 
 
 class EgressAPI:
-    """`records`: what sessions of this gateway reached lately."""
+    """The handler that shows what a session may reach and has reached.
+
+    `records`: what sessions of this gateway reached lately.
+    """
 
     def __init__(
         self, lifecycle: Lifecycle, catalog: RuntimeCatalog, tenants: TenantDirectory, records: EgressRecords

@@ -38,7 +38,7 @@ class TooManyViewersError(WakegateError):
 
 
 class EventsAPI:
-    """Handlers over the feed of this gateway."""
+    """The handlers that list and stream the events of this gateway's feed."""
 
     def __init__(self, lifecycle: Lifecycle, feed: EventFeed, clock: Clock, is_leaving: Callable[[], bool]) -> None:
         self._lifecycle, self._feed, self._clock, self._is_leaving = lifecycle, feed, clock, is_leaving

@@ -46,7 +46,10 @@ _SINCE = {
 
 
 class SessionMetricsAPI:
-    """`totals`: what sessions have used since this gateway's start, as the usage meter has written it."""
+    """The handler that shows what one session uses and has used.
+
+    `totals`: what sessions have used since this gateway's start, as the usage meter has written it.
+    """
 
     def __init__(
         self,

@@ -21,7 +21,9 @@ from gateway.tasks.webhooks import Webhooks
 
 @dataclass(frozen=True, slots=True)
 class TaskLimits:
-    """`max_body`: bytes of a request; `max_open`: tasks of an agent that are not over; `max_bytes`: a tenant's.
+    """What limits tasks.
+
+    `max_body`: bytes of a request; `max_open`: tasks of an agent that are not over; `max_bytes`: a tenant's.
 
     `lifetime`: seconds until a task that could not be run is given up. `retention`: seconds that results are kept.
     """

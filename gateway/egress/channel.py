@@ -23,7 +23,10 @@ Message = Mapping[str, Any]
 
 
 class Channel:
-    """One end. `on_message(message, fds)` for each message; its reader owns the descriptors. `on_end` once."""
+    """One end of the socket over which gateway and egress service talk, with descriptors beside messages.
+
+    `on_message(message, fds)` for each message; its reader owns the descriptors. `on_end` once.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ _HELD_FROM = 4  # bytes of a value at the end of what has come, from which on th
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """One as the service has it. `value` is empty where the gateway could not read it: then nothing is sent."""
+    """A secret as the service has it. `value` is empty where the gateway could not read it: then nothing is sent."""
 
     name: str
     rules: tuple[Rule, ...]

@@ -35,7 +35,10 @@ class UnreachableError(Exception):
 
 @dataclass(slots=True)
 class Dialer:
-    """`refused`: networks that no policy opens, by setting."""
+    """Makes connections to what policies allow, at addresses that nothing forbids.
+
+    `refused`: networks that no policy opens, by setting.
+    """
 
     resolver: Resolver
     refused: Sequence[Network] = field(default_factory=tuple)

@@ -28,7 +28,10 @@ _SHARED_FIELDS: tuple[Field, ...] = (
 
 
 class Exchange:
-    """One request and its answer. `rest`: what the client has sent behind the request, once it has ended."""
+    """One request inside TLS that is ended here, and its answer.
+
+    `rest`: what the client has sent behind the request, once it has ended.
+    """
 
     def __init__(
         self,

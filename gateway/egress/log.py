@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Outcome(StrEnum):
-    """What became of a connection."""
+    """What became of a connection. One that was made has two lines, of which OPEN is the first; the others have one."""
 
     OPEN = "open"  # it was allowed and made; a line with its end follows
     CLOSED = "closed"  # it ended in order, or because a side left

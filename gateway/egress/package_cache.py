@@ -73,7 +73,10 @@ class _Entry:
 
 
 class PackageCache:
-    """`most`: bytes of it. Blocks while it is made. Raises OSError, also where another process uses the folder."""
+    """Files that sandboxes have downloaded from package indexes, shared by all of them.
+
+    `most`: bytes of files. Blocks while it is made. Raises OSError, also where another process uses the folder.
+    """
 
     def __init__(self, folder: Path, most: int, hosts: tuple[str, ...] = CACHED) -> None:
         self.hits = self.misses = 0

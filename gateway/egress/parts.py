@@ -31,7 +31,10 @@ class _Asker:
 
 
 class Parts:
-    """`send` takes a message to the gateway, which answers with `answered`."""
+    """Asks the gateway for this service's parts of the limits that several gateways share.
+
+    `send` takes a message to the gateway, which answers with `answered`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[dict[str, Any]], None]) -> None:
         self._loop, self._send = loop, send

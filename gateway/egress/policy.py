@@ -38,7 +38,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`rule`: the entry that allows it, of the first layer. Refused: `reason`, and `setting`, which would allow it."""
+    """What a policy says to a target.
+
+    `rule`: the entry that allows it, of the first layer. Refused: `reason`, and `setting`, which would allow it.
+    """
 
     allowed: bool
     rule: str = ""

@@ -13,7 +13,10 @@ _MAX_SESSIONS = 2000
 
 @dataclass(slots=True)
 class SessionEgress:
-    """One session's: ended connections, the newest last; open ones by number; and sums since this gateway's start."""
+    """What one session has reached.
+
+    Ended connections, the newest last; open ones by number; sums since this gateway's start.
+    """
 
     ended: deque[Access] = field(default_factory=lambda: deque(maxlen=MAX_LINES))
     open: dict[int, Access] = field(default_factory=dict)
@@ -28,7 +31,7 @@ class SessionEgress:
 
 
 class EgressRecords:
-    """By session. Those that were not used for longest are forgotten first."""
+    """What each session has reached, by its id. Those that were not used for longest are forgotten first."""
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[str, SessionEgress] = OrderedDict()

@@ -19,7 +19,9 @@ _shared = memoryview(bytearray(CHUNK_BYTES))
 
 
 class Pipe:
-    """One direction. `done` resolves when the source has ended and everything is passed on, or a side has failed.
+    """Bytes in one direction between two sockets.
+
+    `done` resolves when the source has ended and everything is passed on, or a side has failed.
 
     `count(n)` is called with each amount that was read, and returns the seconds until more may be read; negative: the
     pipe ends. After a pause, and after a sink that was slow, `count(0)` says whether there is still something to wait

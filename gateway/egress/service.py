@@ -51,7 +51,7 @@ _MAX_QUIET = 4096
 
 
 class _Slot:
-    """One sandbox: its listener, whose it is now, and its connections. In a cluster it has no listener of its own."""
+    """A sandbox as the service has it: its listener (in a cluster there is none), whose it is now, its connections."""
 
     def __init__(self, name: str, listener: socket.socket | None, egress: Egress, account: Account, now: float) -> None:
         self.name, self.listener, self.egress = name, listener, egress
@@ -67,7 +67,10 @@ class _Slot:
 
 
 class Service:
-    """Everything in this process. `channel_end`: to the gateway; when that is closed, `ended` is set."""
+    """The egress service's process: listeners of sandboxes, their policies and their connections.
+
+    `channel_end`: to the gateway; when that is closed, `ended` is set.
+    """
 
     def __init__(
         self,

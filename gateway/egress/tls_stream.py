@@ -19,7 +19,10 @@ class EndedError(Exception):
 
 
 class TlsStream:
-    """`count_in(n)` and `count_out(n)` are called with bytes on the socket; seconds to wait, negative: end."""
+    """TLS over a socket of the event loop, which is limited and counted by what goes over the socket.
+
+    `count_in(n)` and `count_out(n)` are called with bytes on the socket; seconds to wait, negative: end.
+    """
 
     def __init__(
         self,

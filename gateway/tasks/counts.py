@@ -29,7 +29,9 @@ class Waiting:
 
 
 class TaskCounts:
-    """`tries`: by agent; `tasks`: those that ended here, by agent and state; `webhooks`: by outcome.
+    """What this gateway's tasks add to /metrics.
+
+    `tries`: by agent; `tasks`: those that ended here, by agent and state; `webhooks`: by outcome.
 
     `waiting`: by agent, as the store had it when `look` was last called; the same at all gateways that share it.
     """

@@ -59,7 +59,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task.
+    """An invocation of an agent that is kept: what is asked, for whom, and how far it has come.
 
     `session`: the session it is for; empty: one is made when it first runs, and `made_session` says so.
     `conversation`: the name in the store that stands for the session, where the request names one. `deadline`:

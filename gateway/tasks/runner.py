@@ -38,7 +38,9 @@ _MAX_LOOKED_AT = 1000  # tasks of one queue in a tick: those whose sessions are 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """`lease`: seconds after which a task whose gateway died is begun again. `retention`: of what is over.
+    """What the runner takes of the settings.
+
+    `lease`: seconds after which a task whose gateway died is begun again. `retention`: of what is over.
 
     `at_once`: tasks that this gateway runs at a time.
     """

@@ -35,7 +35,10 @@ _JSON = (("content-type", "application/json"),)
 
 @dataclass(frozen=True, slots=True)
 class FiringLimits:
-    """As those of requests for tasks (api/agent_invocations.py). `lifetime`: seconds until a task is given up."""
+    """The limits of tasks that schedules make.
+
+    As those of requests for tasks (api/agent_invocations.py). `lifetime`: seconds until a task is given up.
+    """
 
     max_open: int
     max_bytes: int

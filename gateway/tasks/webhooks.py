@@ -31,11 +31,14 @@ _GONE = 410  # the receiver wants no more of these
 
 
 class RefusedError(Exception):
-    """This gateway sends nothing there."""
+    """The address is one that webhooks are not sent to."""
 
 
 class Webhooks:
-    """`refused`: networks that are closed by setting; `allowed`: inside ones that the operator has opened."""
+    """Signs the notices that tasks are over, and sends them to the addresses that their callers gave.
+
+    `refused`: networks that are closed by setting; `allowed`: inside ones that the operator has opened.
+    """
 
     def __init__(
         self,

@@ -48,13 +48,13 @@ Documents = Callable[[Session, Claim], dict[str, Any]]
 
 
 class ClaimTakenError(ConflictError):
-    """There is a claim of this name."""
+    """A claim of this name exists: Kubernetes' answer AlreadyExists."""
 
     code = "ALREADY_EXISTS"
 
 
 class ClaimsAPI:
-    """Handlers of claims and sandboxes."""
+    """The handlers of SandboxClaims and Sandboxes, as an API server would answer."""
 
     def __init__(
         self, lifecycle: Lifecycle, hibernator: Hibernator, store: SessionStore, catalog: RuntimeCatalog, clock: Clock

@@ -31,7 +31,7 @@ _MAX_NAME_CHARS = 128
 
 
 class ManagerAPI:
-    """The handlers of the methods."""
+    """The handlers of AgentScope Runtime's manager: a path per method, with its arguments as JSON."""
 
     def __init__(
         self,

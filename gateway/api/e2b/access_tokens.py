@@ -18,7 +18,7 @@ _SIGNATURE_PREFIX = "v1_"
 
 
 class AccessTokens:
-    """Derives and verifies. Before `open` it does neither: there is no store yet."""
+    """Derives sandboxes' access tokens from their sessions' ids, and verifies them. Until `open` there is no key."""
 
     def __init__(self) -> None:
         self._key = b""

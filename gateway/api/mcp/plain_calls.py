@@ -25,7 +25,10 @@ _READ_BY_SDK = (b"accept", b"content-type")  # and what begins with mcp-
 
 
 class PlainCalls:
-    """Knows the clients whose calls the SDK has accepted. Its state: the form of their calls, the latest used last."""
+    """Recognises calls in the form that the SDK has accepted before, which need not pass through it again.
+
+    Its state: the forms of clients' calls, the latest used last.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, None] = OrderedDict()

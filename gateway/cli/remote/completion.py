@@ -24,7 +24,7 @@ fi"""
 
 
 class Shell(StrEnum):
-    """Shells whose completion is known."""
+    """The shells for which there is completion."""
 
     BASH = "bash"
     ZSH = "zsh"
