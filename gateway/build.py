@@ -19,6 +19,7 @@ from gateway.api.agent_sandbox.cluster_claims import ClusterClaims
 from gateway.app.cluster_skills import pack_skills
 from gateway.app.gateway import Engine, Gateway, holder_name
 from gateway.core.addresses import host_name, is_loopback
+from gateway.core.agent_sandbox import read_router_tenants
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError
@@ -38,6 +39,7 @@ from gateway.store import make_store
 
 if TYPE_CHECKING:
     from gateway.provider.kubernetes.engine import Cluster
+    from gateway.provider.kubernetes.routed_sandboxes import ClusterSandboxes
     from gateway.provider.local import LocalProvider
 
 KEYS_INTERVAL_S = 5.0  # between checks of the folder of signing keys for changes and due rotations
@@ -66,6 +68,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     if settings.kube_claims_tenant and not is_tenant(settings.kube_claims_tenant):
         shown = repr(settings.kube_claims_tenant[:64])
         problems.append(f"--kube-claims-tenant {shown}: expected a name of a-z, 0-9 and '-', at most 63 long")
+    problems += _router_problems(settings)
     if problems:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)
@@ -187,6 +190,8 @@ async def _build_in_cluster(
         if gate is not None:
             await gate.aclose()  # it has the port already
         raise
+    tenants = read_router_tenants(settings.kube_router_tenants)
+    sandboxes = cluster.routed(tenants, clock) if tenants else None
     executor = PicodExecutor(
         cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
     )
@@ -205,6 +210,7 @@ async def _build_in_cluster(
         agents=cluster.agents,
         code=make_code_store(settings),
         skills=await asyncio.to_thread(pack_skills, files),
+        sandboxes=sandboxes,
         egress=gate,
         egress_address=settings.egress_address,
         background=lambda gateway: (
@@ -212,6 +218,7 @@ async def _build_in_cluster(
             ("signing keys", cluster.sharing.follow(partial(renew, gateway))),
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
             *_claims(settings, cluster, gateway),
+            *(() if sandboxes is None else _routed(sandboxes, gateway)),
         ),
     )
     gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
@@ -229,6 +236,28 @@ def _claims(settings: Settings, cluster: Cluster, gateway: Gateway) -> Iterator[
             tenant=settings.kube_claims_tenant,
         )  # fmt: skip
         yield "claims of the cluster", cluster.claims(sessions, gateway.clock).run(gateway.store, holder_name())
+
+
+def _routed(sandboxes: ClusterSandboxes, gateway: Gateway) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    """What follows the Sandboxes whose router this gateway is, and suspends those that are idle."""
+    yield "sandboxes of the cluster", sandboxes.run()
+    yield "idle sandboxes of the cluster", sandboxes.suspend_idle(gateway.store, holder_name())
+
+
+def _router_problems(settings: Settings) -> Iterator[str]:
+    try:
+        tenants = read_router_tenants(settings.kube_router_tenants)
+    except ValueError as error:
+        yield f"--kube-router-tenants: {error}"
+        return
+    if tenants and settings.engine != "kubernetes":
+        yield "--kube-router-tenants: only with --engine kubernetes"
+    answered = settings.kube_namespaces.split(",") if settings.kube_claims_tenant else []
+    if both := sorted(tenants.keys() & set(answered)):
+        yield (
+            f"--kube-router-tenants: {', '.join(both)}: SandboxClaims are answered there (--kube-claims-tenant), which"
+            " agent-sandbox's controllers would answer too"
+        )
 
 
 def _entrance_gate(settings: Settings) -> EgressGate | None:

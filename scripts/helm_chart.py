@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAY = ROOT / "manifests" / "overlays" / "production"
 CLAIMS = ROOT / "manifests" / "sandbox-claims" / "access.yaml"
+ROUTER = ROOT / "manifests" / "sandbox-router" / "access.yaml"
 CHART = ROOT / "manifests" / "helm" / "wakegate"
 HEAD = "# Made by scripts/helm_chart.py from manifests/overlays/production; change that one.\n"
 NAMESPACE, SANDBOXES = "wakegate", "wakegate-sandboxes"
@@ -116,18 +117,23 @@ def documents() -> dict[Path, str]:
             made.setdefault(kind.lower(), []).append(text)
     for kind, texts in made.items():
         files[CHART / "templates" / f"{kind}.yaml"] = HEAD + "---\n".join(texts)
-    files[CHART / "templates" / "claims.yaml"] = HEAD + _claims(templates)
+    claims = _rights(CLAIMS, templates, "settings.WAKEGATE_KUBE_CLAIMS_TENANT", "sandboxes.namespace")
+    router = _rights(ROUTER, templates, "sandboxRouter.namespace", "sandboxRouter.namespace")
+    files[CHART / "templates" / "claims.yaml"] = HEAD + claims
+    files[CHART / "templates" / "sandbox-router.yaml"] = HEAD + router
+    values["sandboxRouter"] = {"namespace": ""}
     files[CHART / "values.yaml"] = HEAD + _dump(values)
     return files
 
 
-def _claims(templates: _Templates) -> str:
-    """What the gateway may do with SandboxClaims, where the settings have them answered."""
+def _rights(access: Path, templates: _Templates, condition: str, namespace: str) -> str:
+    """Further rights of the gateway, where a value is set, in the namespace that another one names."""
     texts = []
-    for document in yaml.safe_load_all(CLAIMS.read_text()):
-        document["metadata"]["namespace"] = SANDBOXES
-        texts.append(templates.text(_placed(document, templates)))
-    return "{{- if .Values.settings.WAKEGATE_KUBE_CLAIMS_TENANT }}\n" + "---\n".join(texts) + "{{- end }}\n"
+    for document in yaml.safe_load_all(access.read_text()):
+        placed = _placed(document, templates)
+        placed["metadata"]["namespace"] = templates.mark(f"{{{{ .Values.{namespace} }}}}")
+        texts.append(templates.text(placed))
+    return f"{{{{- if .Values.{condition} }}}}\n" + "---\n".join(texts) + "{{- end }}\n"
 
 
 def _parametrized(document: Any, templates: _Templates, values: dict[str, Any]) -> Any:

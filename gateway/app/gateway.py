@@ -56,6 +56,7 @@ from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.interfaces import (
     Executor,
+    RoutedSandboxes,
     RuntimeCatalog,
     SandboxProvider,
     SessionStore,
@@ -77,6 +78,8 @@ from gateway.observability.tracing import Tracing
 from gateway.routing.activator import Activator
 from gateway.routing.proxy import Proxy
 from gateway.routing.sandbox_client import Caller
+from gateway.routing.sandbox_router import SandboxRouter
+from gateway.routing.ticker import Ticker
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
@@ -99,6 +102,7 @@ class Engine:
     `egress_address`: where sandboxes on other machines reach that, HOST:PORT; empty: they are all on this one.
     `catalog`: in place of the runtimes of manifests; `agents`: the custom resources of agents; `code`: the store of
     the files of those, and of `skills`.
+    `sandboxes`: those of agent-sandbox's controllers, whose router this gateway is.
     `background` makes loops to run besides, by name.
     """
 
@@ -113,6 +117,7 @@ class Engine:
     agents: AgentObjects | None = None
     code: SnapshotStore | None = None
     skills: Sequence[PackedSkill] = ()
+    sandboxes: RoutedSandboxes | None = None
     background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: ()
 
 
@@ -355,7 +360,23 @@ class Gateway:
             self.task_counts,
         )
 
+    def _make_router(self, sandboxes: RoutedSandboxes, ticker: Ticker) -> SandboxRouter:
+        settings = self.settings
+        return SandboxRouter(
+            sandboxes,
+            self.activator,
+            ticker,
+            self.clock,
+            self.counters,
+            time_limits(settings),
+            start_timeout=settings.sandbox_start_timeout,
+            connect_timeout=settings.connect_timeout,
+            hold_each=settings.hold_per_session,
+            hold_total=settings.hold_total,
+        )
+
     def _make_proxy(self) -> Proxy:
+        sandboxes = self.engine.sandboxes
         return Proxy(
             self.activator,
             self.surfaces.app,
@@ -365,6 +386,7 @@ class Gateway:
             self.access,
             self.observer,
             Conversations(self.store.tasks, self.catalog, self.lifecycle, self.clock),
+            None if sandboxes is None else partial(self._make_router, sandboxes),
         )
 
     def _connect(self, executor: Executor) -> None:

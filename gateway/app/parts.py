@@ -7,6 +7,7 @@ import os
 from gateway.audit.log import AuditLog
 from gateway.autoscaler.sessions import AdviceSettings
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.core.agent_sandbox import read_router_tenants
 from gateway.core.clock import Clock
 from gateway.core.interfaces import SessionStore, WorkspaceKeeper
 from gateway.core.model import SnapshotRef
@@ -126,6 +127,7 @@ def access_policy(settings: Settings) -> AccessPolicy:
         authenticated=requires_identity(settings),
         domain=settings.domain,
         unauthenticated_rate=settings.unauthenticated_rate,
+        routed=read_router_tenants(settings.kube_router_tenants),
     )
 
 

@@ -143,6 +143,12 @@ class Identity:
             and self.uses(runtime)
         )
 
+    def sees_sandboxes_of(self, tenant: str) -> bool:
+        """Whether Sandboxes that are no sessions exist for it, in a namespace that is this tenant's."""
+        if self.scope is not None:  # of one session, which none of them is
+            return False
+        return self.role in _ALL_TENANTS or (tenant == self.tenant and not self.runtimes)
+
     def uses(self, runtime: RuntimeKey) -> bool:
         """Whether it may use a runtime."""
         return not self.runtimes or f"{runtime.namespace}/{runtime.name}" in self.runtimes

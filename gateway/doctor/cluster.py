@@ -5,15 +5,31 @@ Without access to the API server the other checks are skipped; otherwise a check
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence, Set
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gateway.core.agent_sandbox import read_router_tenants
 from gateway.core.errors import SettingsError
 from gateway.core.model import Kind
 from gateway.core.settings import Settings
 from gateway.doctor.finding import Finding
 
+if TYPE_CHECKING:
+    from gateway.provider.kubernetes.rights import Right
+
+
+class Use(Enum):
+    """What a gateway uses a namespace for; the value is the folder of manifests/ that grants the rights to it."""
+
+    GATEWAY = "base"  # it runs there
+    SANDBOXES = "sandboxes"
+    CLAIMS = "sandbox-claims"
+    ROUTER = "sandbox-router"
+
+
+_SHOWN = {Use.CLAIMS: "rights to claims", Use.ROUTER: "rights of a router"}
 OLDEST = (1, 27)  # the oldest Kubernetes whose API has all that is used here in its stable form
 SANDBOX_POLICY = "wakegate-sandboxes"
 
@@ -22,6 +38,11 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
     """Run all checks of the cluster that the kubeconfig, or the pod's service account, gives access to."""
     from gateway.provider.kubernetes.client import KubeError, connect  # slow to import, and only needed here
 
+    try:
+        routed = read_router_tenants(settings.kube_router_tenants)
+    except ValueError as error:
+        yield Finding("--kube-router-tenants", "malformed", str(error))
+        return
     try:
         api = await connect(settings.kubeconfig if settings.kubeconfig != Path() else None)
     except SettingsError as error:
@@ -42,10 +63,13 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
         for namespace in namespaces:
             async for finding in check_namespace(api, namespace, claims=answers_claims):
                 yield finding
-        yield await check_rights(api, settings.kube_gateway_namespace, own=True)
-        for namespace in sorted({*namespaces, settings.kube_gateway_namespace}):
-            both = namespace in namespaces, namespace == settings.kube_gateway_namespace
-            yield await check_excess(api, namespace, sandboxes=both[0], own=both[1], claims=answers_claims)
+        for namespace in routed:
+            yield await check_rights(api, namespace, Use.ROUTER)
+        yield await check_rights(api, settings.kube_gateway_namespace, Use.GATEWAY)
+        for namespace in sorted({*namespaces, *routed, settings.kube_gateway_namespace}):
+            uses = {Use.SANDBOXES: namespace in namespaces, Use.CLAIMS: namespace in namespaces and answers_claims}
+            uses |= {Use.ROUTER: namespace in routed, Use.GATEWAY: namespace == settings.kube_gateway_namespace}
+            yield await check_excess(api, namespace, {use for use, holds in uses.items() if holds})
     finally:
         await api.aclose()
 
@@ -65,9 +89,9 @@ async def check_namespace(api: Any, namespace: str, *, claims: bool = False) -> 
 
     `claims`: SandboxClaims are answered there.
     """
-    yield await check_rights(api, namespace, own=False)
+    yield await check_rights(api, namespace, Use.SANDBOXES)
     if claims:
-        yield await check_rights(api, namespace, own=False, claims=True)
+        yield await check_rights(api, namespace, Use.CLAIMS)
     for kind in Kind:
         async for finding in check_runtimes(api, namespace, kind):
             yield finding
@@ -75,13 +99,12 @@ async def check_namespace(api: Any, namespace: str, *, claims: bool = False) -> 
     yield await check_metrics(api, namespace)
 
 
-async def check_rights(api: Any, namespace: str, *, own: bool, claims: bool = False) -> Finding:
-    """Check that the account has the rights a gateway needs. `own`: in its own namespace; `claims`: for those alone."""
-    from gateway.provider.kubernetes import rights
+async def check_rights(api: Any, namespace: str, use: Use) -> Finding:
+    """Check that the account has the rights that a gateway needs for a use of a namespace."""
     from gateway.provider.kubernetes.client import KubeError
 
-    missing, what = [], "rights to claims" if claims else "rights"
-    for right in rights.GATEWAY if own else rights.CLAIMS if claims else rights.SANDBOXES:
+    missing, what = [], _SHOWN.get(use, "rights")
+    for right in _wanted(use):
         resource, _, sub = right.resource.partition("/")
         for verb in right.verbs:
             attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
@@ -100,19 +123,29 @@ async def check_rights(api: Any, namespace: str, *, own: bool, claims: bool = Fa
             if not (answer.get("status") or {}).get("allowed"):
                 missing.append(f"{verb} {right.resource}")
     if missing:
-        folder = "manifests/sandbox-claims" if claims else "manifests/sandboxes"
-        where = "manifests/base" if own else f"{folder} with `namespace: {namespace}`"
+        where = "manifests/base" if use is Use.GATEWAY else f"manifests/{use.value} with `namespace: {namespace}`"
         return Finding(f"{what} in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
     return Finding(f"{what} in {namespace}", "all there")
 
 
-async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool, claims: bool = False) -> Finding:
-    """Check that the account has no further rights. `sandboxes`, `own`, `claims`: what the namespace is used for."""
+def _wanted(use: Use) -> Sequence[Right]:
+    from gateway.provider.kubernetes import rights
+
+    return {
+        Use.GATEWAY: rights.GATEWAY,
+        Use.SANDBOXES: rights.SANDBOXES,
+        Use.CLAIMS: rights.CLAIMS,
+        Use.ROUTER: rights.ROUTER,
+    }[use]
+
+
+async def check_excess(api: Any, namespace: str, uses: Set[Use]) -> Finding:
+    """Check that the account has no further rights than those for its uses of a namespace."""
     from gateway.provider.kubernetes import rights
     from gateway.provider.kubernetes.client import KubeError
 
     what = f"least right in {namespace}"
-    wanted = rights.SANDBOXES * sandboxes + rights.GATEWAY * own + rights.CLAIMS * (sandboxes and claims)
+    wanted = [right for use in uses for right in _wanted(use)]
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -123,7 +156,7 @@ async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool, 
     except KubeError as error:
         return Finding(what, str(error), "the server could not be asked; run this again", fatal=False)
     more = rights.beyond((answer.get("status") or {}).get("resourceRules") or [], wanted)
-    if own:
+    if Use.GATEWAY in uses:
         more = [right for right in more if not await _is_lent(api, namespace, right)]
     if more:
         detail = ", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else "")

@@ -27,8 +27,8 @@ class Record:
     """What is known about a request so far. Times in seconds, sizes in bytes."""
 
     __slots__ = (
-        "began", "body", "cut", "error", "identity", "path", "request_id", "runtime", "scope", "sent", "session",
-        "span", "stages", "start", "status", "traceparent",
+        "began", "body", "cut", "error", "identity", "path", "request_id", "runtime", "sandbox", "scope", "sent",
+        "session", "span", "stages", "start", "status", "traceparent",
     )  # fmt: skip
 
     def __init__(self, scope: Any) -> None:
@@ -41,6 +41,7 @@ class Record:
         self.path = b""  # the sandbox's, where it is for one
         self.session: SessionId | None = None
         self.runtime: RuntimeKey | None = None
+        self.sandbox = ""  # "namespace/name" of a Sandbox that is no session's (agent-sandbox)
         self.start: StartKind | None = None
         self.status = 0  # 0: no response was started
         self.sent = 0  # bytes of the body, including chunked framing

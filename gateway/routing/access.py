@@ -27,6 +27,7 @@ from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
 from gateway.routing.public_ports import PublicPorts
 from gateway.routing.target import Target
 
+DEFAULT_NAMESPACE = b"default"  # of a request that names none in X-Sandbox-Namespace
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
 _MAX_KNOWN_HOSTS = 1024  # any spelling of loopback is allowed, and there are 2^24 of those
@@ -59,6 +60,7 @@ class AccessPolicy:
     `trusted_proxies`: comma-separated networks; `proxies` is None without any.
     `unauthenticated_rate`: requests per second and address without a valid credential; 0: any number.
     `domain`: below it are the names of ports; `ports` is None without one.
+    `routed`: namespaces of the cluster whose Sandboxes are reached by X-Sandbox-ID, through this gateway as the router.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class AccessPolicy:
         authenticated: bool = False,
         domain: str = "",
         unauthenticated_rate: float = 0.0,
+        routed: Iterable[str] = (),
     ) -> None:
         """Raises SettingsError for an origin, a network or a domain that is none, and for an own name below it."""
         self.stripped = frozenset(name.encode() for name in names_of(strip_headers))
@@ -96,6 +99,7 @@ class AccessPolicy:
                 raise SettingsError(
                     [f"--domain: {name.decode()} is below it, where the gateway itself is never reached"]
                 )
+        self.routed = frozenset(each.encode() for each in routed)
         self._known: set[bytes] = set()  # values of Host that were found to be allowed
 
     @property
@@ -197,6 +201,15 @@ class AccessPolicy:
         if sent_host is not None and self.ports.cover(host_name(sent_host)):
             raise PortHostError(f"Host is {_shown(sent_host)}, and X-Forwarded-Host or Forwarded names {_shown(host)}")
         return None
+
+    def routes(self, sandbox: bytes | None, namespace: bytes | None, host: bytes | None) -> bool:
+        """Whether a request with such header fields is for a Sandbox of a namespace that is routed."""
+        if not self.routed or (sandbox is None and namespace is None):
+            return False
+        # Not under a name of a port: a page of one sandbox could ask for another with its reader's credentials.
+        if self.ports is not None and host is not None and self.ports.cover(host_name(host)):
+            return False
+        return (namespace or DEFAULT_NAMESPACE) in self.routed
 
     def reader_among(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """The origin of a page that may read why a request with such fields is refused."""

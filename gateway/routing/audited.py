@@ -19,6 +19,7 @@ from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import NOBODY, Identity
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
+from gateway.routing.request_fields import NAMESPACE_HEADER, SANDBOX_HEADER
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS, Target, parse
 from picod.wire import PORTS_PATH, TERMINAL_PATH
 
@@ -71,13 +72,18 @@ class AuditObserver:
             return
         target = _target_of(scope)
         acts = target is not None and action_of(scope.get("method", "WEBSOCKET"), target.path)
-        if acts or self._is_port_host(scope):
+        if acts or self._is_port_host(scope) or self._is_routed(scope):
             self._audit.check()
 
     def _is_port_host(self, scope: Any) -> bool:
         ports = self._access.ports
         host = _first(scope["headers"], (b"host",))
         return ports is not None and host is not None and ports.cover(host_name(host))
+
+    def _is_routed(self, scope: Any) -> bool:
+        headers = scope["headers"]
+        named = (_first(headers, (name,)) for name in (SANDBOX_HEADER, NAMESPACE_HEADER, b"host"))
+        return self._access.routes(*named)
 
     def finished(self, record: Record) -> None:
         """Record it, if it did something, or was refused for who asked or for a limit."""
@@ -103,6 +109,8 @@ class AuditObserver:
             "path": path.decode("latin-1"),
             "seconds": round(record.seconds, 3),
         }
+        if record.sandbox:
+            detail["sandbox"] = record.sandbox
         if record.cut:
             detail["cut"] = True
         if isinstance(record.body, BodyDigest):

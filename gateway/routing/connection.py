@@ -32,6 +32,7 @@ class ConnectionOwner(Protocol):
     """The pool of a connection, as the connection sees it."""
 
     endpoint: Endpoint
+    host: bytes
 
     def keep(self, connection: UpstreamConnection) -> bool:
         """Take an idle connection that may be used again. False: the pool is closed."""
@@ -72,6 +73,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def host(self) -> bytes:
+        """The Host field of requests on it."""
+        return self._owner.host
 
     def __repr__(self) -> str:
         state = "closed" if self.error else "complete" if self.is_whole else "busy"

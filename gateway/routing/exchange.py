@@ -7,6 +7,7 @@ begins to watch for a client that leaves after WATCH_AFTER_S, and interrupts an 
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import perf_counter
 
 from gateway.core.errors import WakegateError
@@ -24,6 +25,8 @@ from gateway.routing.responses import Message, Receive, Send
 from gateway.routing.route import Route
 from gateway.routing.target import Target
 from gateway.routing.time_limits import ClientGoneError, TimeLimits
+
+logger = logging.getLogger(__name__)
 
 WATCH_AFTER_S = 0.1
 
@@ -212,6 +215,22 @@ class Exchange:
             self.status = error.status
             if self.record is not None:
                 self.record.error = error
+
+    def cut_off(self, error: WakegateError) -> bool:
+        """Whether it is too late to answer with an error: the client has left, or its answer is cut off with this.
+
+        Raises the error where only that cuts it off, under another server than ours.
+        """
+        if not isinstance(error, ClientGoneError) and not self.started:
+            return False
+        if not isinstance(error, ClientGoneError):
+            logger.warning("answer cut off: %s", error)
+        # Without an end the client's own parser says that the answer is cut off; an end would make it whole.
+        if self._cycle is not None:
+            self._cycle.cut()
+        elif self.started:
+            raise error
+        return True
 
     def leave_route(self, now: float) -> None:
         """Give the slot back, if it holds one. `now` in epoch seconds."""

@@ -18,8 +18,10 @@ from gateway.routing.forwarded import Forwarded, read_forwarded
 from gateway.routing.request_fields import (
     HOPS_HEADER,
     MAX_HOPS,
+    NAMESPACE_HEADER,
     PEER_FIELD,
     READERS,
+    SANDBOX_HEADER,
     Headers,
     Request,
     is_length,
@@ -35,7 +37,7 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
     b"prefer", b"sec-fetch-site", HOPS_HEADER, PEER_FIELD, MOUNT_HEADER.encode(), RUNTIME_HEADER,
-    *SESSION_HEADERS,
+    SANDBOX_HEADER, NAMESPACE_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class Incoming:
     `target`: where it goes, or the error of a request that cannot be read (`request` is then empty) or is refused.
     `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
     `was_control`: a control surface's own path, which was refused: the answer is in that surface's shape.
+    `was_sandbox`: likewise, for a Sandbox of the cluster.
     `route`: a live session's, with one of its slots taken.
     `identity`: who sent it; None: `AccessPolicy.authenticate` has to be asked.
     `url_token`: the session token that was in its URL, which is then its credential.
@@ -82,7 +83,7 @@ class Incoming:
 
     __slots__ = (
         "began", "began_exactly", "connection", "id_line", "identity", "reader", "request", "route", "target",
-        "url_token", "was_control",
+        "url_token", "was_control", "was_sandbox",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -93,7 +94,7 @@ class Incoming:
         self.connection: UpstreamConnection | None = None
         self.reader: bytes | None = None
         self.identity: Identity | None = None
-        self.was_control = False
+        self.was_control = self.was_sandbox = False
         self.url_token: bytes | None = None
         self.request, self.id_line = _UNREAD, b""
         self.target: Target | NotProxied | WakegateError | None = None
@@ -121,7 +122,10 @@ class Incoming:
         else:
             self.identity = access.identify(request.credential)
         from_browser = self.identity is None and self._read_browsers_token(scope, request, access)
-        if access.ports is None:
+        target: Target | NotProxied
+        if access.routed and access.routes(request.sandbox, request.sandbox_namespace, request.host):
+            target = NotProxied.SANDBOX
+        elif access.ports is None:
             path: bytes = scope.get("raw_path") or scope["path"].encode()  # `raw_path`, without the call
             target = parse(path, request.session, request.runtime)
         else:
@@ -157,7 +161,7 @@ class Incoming:
             refuse_keys(scope["query_string"])
 
     def _refuse(self, scope: Scope, access: AccessPolicy, error: WakegateError) -> None:
-        self.was_control = self.target is NotProxied.CONTROL
+        self.was_control, self.was_sandbox = self.target is NotProxied.CONTROL, self.target is NotProxied.SANDBOX
         self.id_line = self.id_line or id_line(None)
         self.target = error
         self.reader = access.reader_among(scope["headers"])
@@ -171,6 +175,8 @@ class Incoming:
         if type(target) is Target:
             record.path = target.path
             record.saw(target.session_id, target.runtime, None)
+        elif target is NotProxied.SANDBOX:
+            record.path = raw_path(record.scope)
 
     def _read_browsers_token(self, scope: Scope, request: Request, access: AccessPolicy) -> bool:
         """Take the credential from the URL or a cookie; whether it is from there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -46,9 +47,11 @@ from gateway.routing.responses import (
     send_redirect,
 )
 from gateway.routing.route import Route
+from gateway.routing.sandbox_router import SandboxRouter
+from gateway.routing.sandbox_sockets import SandboxSockets
 from gateway.routing.target import NotProxied, Target, is_invocation
 from gateway.routing.ticker import TICK_S, Ticker
-from gateway.routing.time_limits import ClientGoneError, TimeLimits
+from gateway.routing.time_limits import TimeLimits
 from gateway.routing.url_tokens import is_page_of_port, redirect_fields
 from gateway.routing.websocket import WebSocketProxy
 from gateway.tasks.conversations import Conversations
@@ -71,9 +74,13 @@ class Proxy:
         access: AccessPolicy,
         observer: Observer | None = None,
         conversations: Conversations | None = None,
+        sandboxes: Callable[[Ticker], SandboxRouter] | None = None,
     ) -> None:
-        """`conversations`: the sessions that the bodies of agents' requests name."""
+        """`conversations`: the sessions that the bodies of agents' requests name. `sandboxes` makes the router of the
+        cluster's Sandboxes, where there is one.
+        """
         self.ticker = Ticker()
+        self._sandboxes = None if sandboxes is None else sandboxes(self.ticker)
         self._activator = activator
         self._counters = counters
         self._control = control
@@ -82,7 +89,8 @@ class Proxy:
         self.access = access
         self._conversations = conversations
         self._read_ahead = ReadAhead()
-        self._websockets = WebSocketProxy(activator, clock, counters, access, observer, control)
+        sockets = None if self._sandboxes is None else SandboxSockets(self._sandboxes, counters)
+        self._websockets = WebSocketProxy(activator, clock, counters, access, observer, control, sockets)
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self.ticker)} exchanges, {len(self._activator.routes)} routes>"
@@ -150,6 +158,8 @@ class Proxy:
             await self._serve(scope, send, exchange, incoming, target)
         elif target is NotProxied.CONTROL:
             await self._control(scope, receive, send)
+        elif target is NotProxied.SANDBOX and self._sandboxes is not None:
+            await self._sandboxes.serve(scope, receive, send, incoming, cycle)
         elif target is NotProxied.ADD_SLASH:
             await send_redirect(send, scope)
         else:
@@ -159,6 +169,9 @@ class Proxy:
         self, scope: Scope, receive: Receive, send: Send, incoming: Incoming, error: WakegateError
     ) -> None:
         """Answer a request that was refused by its head, in the shape of the surface that its path belongs to."""
+        if incoming.was_sandbox and self._sandboxes is not None:
+            await self._sandboxes.refuse(send, error, incoming)
+            return
         self._counters.errors[error.code] += 1
         if incoming.was_control:
             scope.setdefault("state", {}).update(request_id=id_in(incoming.id_line), refusal=error)
@@ -177,6 +190,9 @@ class Proxy:
             scope["state"].setdefault("identity", NOBODY)  # it may be known, and over its tenant's rate
             await self._control(scope, receive, send)
             return
+        if incoming.target is NotProxied.SANDBOX and self._sandboxes is not None:
+            await self._sandboxes.refuse(send, error, incoming)
+            return
         self._counters.errors[error.code] += 1
         self._counters.unrouted.answer(None, error.status, 0.0)
         await send_error(send, error, None, incoming.id_line)
@@ -189,12 +205,12 @@ class Proxy:
                 target = await self._send_request(scope, exchange, incoming, target)
             await self._relay_response(scope, send, exchange, target)
         except WakegateError as error:
-            await self._fail(scope, send, exchange, error)
+            await self._fail(send, exchange, error)
         except asyncio.CancelledError:
             reason = exchange.interrupted()
             if reason is None:
                 raise
-            await self._fail(scope, send, exchange, reason)
+            await self._fail(send, exchange, reason)
         finally:
             self.ticker.discard(exchange)
             # The request made its session, and no answer with the id has begun: nobody could ever use or end it.
@@ -293,19 +309,11 @@ class Proxy:
         if restored is not None and not exchange.client_left and not exchange.passed_on:
             self._activator.acknowledge(route.session_id, restored)
 
-    async def _fail(self, scope: Scope, send: Send, exchange: Exchange, error: WakegateError) -> None:
+    async def _fail(self, send: Send, exchange: Exchange, error: WakegateError) -> None:
         """Answer with the error. A response that has begun can only be cut, so that the client sees it is not whole."""
         exchange.failed(error)
         self._counters.errors[error.code] += 1
-        if isinstance(error, ClientGoneError) or exchange.started:
-            if not isinstance(error, ClientGoneError):
-                logger.warning("answer cut off: %s", error)
-            cycle = _cycle_of(scope)
-            # Without an end the client's own parser says that the answer is cut off; an end would make it whole.
-            if cycle is not None:
-                cycle.cut()
-            elif exchange.started:
-                raise error
+        if exchange.cut_off(error):
             return
         if isinstance(error, UpstreamBrokenError):
             error = UpstreamBrokenError(

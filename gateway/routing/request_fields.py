@@ -19,6 +19,7 @@ from picod.wire import MOUNT_HEADER
 Headers = list[tuple[bytes, bytes]]
 
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
+SANDBOX_HEADER, NAMESPACE_HEADER = b"x-sandbox-id", b"x-sandbox-namespace"  # of agent-sandbox's router
 MAX_HOPS = 8  # each asks the store who has the session, which moves at most once in the time of a wake
 PEER_FIELD = PEER_HEADER.encode()
 
@@ -63,6 +64,8 @@ class Request:
         "passed_on_for",
         "prefers_async",
         "runtime",
+        "sandbox",
+        "sandbox_namespace",
         "sent_host",
         "sent_id",
         "session",
@@ -74,6 +77,8 @@ class Request:
         self.extra: list[bytes] = []  # for AgentRuntimes and ports only
         self.session: bytes | None = None
         self.runtime: bytes | None = None
+        self.sandbox: bytes | None = None  # X-Sandbox-ID
+        self.sandbox_namespace: bytes | None = None
         self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
         self.content_length: int | None = None
         self.chunked = False
@@ -207,6 +212,20 @@ def _read_runtime(request: Request, value: bytes) -> None:
     request.runtime = value
 
 
+def _read_sandbox(request: Request, value: bytes) -> None:
+    if request.sandbox is not None and request.sandbox != value:
+        raise BadRequestError("two X-Sandbox-ID headers that differ; send one")
+    request.sandbox = value
+    read_extra(request, SANDBOX_HEADER, value)
+
+
+def _read_namespace(request: Request, value: bytes) -> None:
+    if request.sandbox_namespace is not None and request.sandbox_namespace != value:
+        raise BadRequestError("two X-Sandbox-Namespace headers that differ; send one")
+    request.sandbox_namespace = value
+    read_extra(request, NAMESPACE_HEADER, value)
+
+
 def _read_request_id(request: Request, value: bytes) -> None:
     if request.sent_id is None:
         request.sent_id = value
@@ -251,6 +270,8 @@ READERS: Mapping[bytes, Callable[[Request, bytes], None]] = {
     b"x-api-key": _read_api_key,
     RUNTIME_HEADER: _read_runtime,
     b"x-request-id": _read_request_id,
+    SANDBOX_HEADER: _read_sandbox,
+    NAMESPACE_HEADER: _read_namespace,
     b"prefer": _read_prefer,
     b"sec-fetch-site": _read_fetch_site,
     b"origin": _read_origin,

@@ -8,8 +8,9 @@ Three forms of path reach a sandbox:
 
 and, where --domain is set, any path under a host name of a port (port_hosts.py, `parse_port_host`).
 
-Everything else is for the control surfaces: requests that name neither, and the gateway's own names (`is_control`). The
-path is kept as the client sent it: never decoded, never normalised.
+Where --kube-router-tenants is set, any path with X-Sandbox-ID is for a Sandbox that is no session of ours
+(NotProxied.SANDBOX). Everything else is for the control surfaces: requests that name neither, and the gateway's own
+names (`is_control`). The path is kept as the client sent it: never decoded, never normalised.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class NotProxied(Enum):
     CONTROL = "control"  # a control surface's path
     NO_ROUTE = "no route"  # below the data plane's prefix, but not of its form
     PREFLIGHT = "preflight"  # a browser's question ahead of a page's request (cors.py)
+    SANDBOX = "sandbox"  # for a Sandbox of agent-sandbox's controllers (sandbox_router.py)
     ADD_SLASH = "add slash"  # .../invocations or .../ports/8000 without the slash that relative paths need
 
 

@@ -40,10 +40,12 @@ from gateway.routing.responses import (
     session_fields,
 )
 from gateway.routing.route import Route
+from gateway.routing.sandbox_sockets import SandboxSockets
 from gateway.routing.target import NotProxied, Target, is_jupyter, is_terminal_socket
 from gateway.routing.websocket_answers import accepted, pass_refusal, refuse
+from gateway.routing.websocket_close import closing
 from gateway.routing.websocket_dial import dial
-from gateway.routing.websocket_relay import relay
+from gateway.routing.websocket_relay import Conversation, relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,13 @@ class WebSocketProxy:
         access: AccessPolicy,
         observer: Observer | None = None,
         control: ASGIApp | None = None,
+        sandboxes: SandboxSockets | None = None,
     ) -> None:
-        """`control`: serves the WebSockets of the control surfaces, whose handshake is not answered yet."""
+        """`control`: serves the WebSockets of the control surfaces, whose handshake is not answered yet.
+        `sandboxes`: those of the cluster's Sandboxes that are no sessions.
+        """
         self._control = control
+        self._sandboxes = sandboxes
         self._access = access
         self._observer = observer
         self._activator = activator
@@ -100,6 +106,9 @@ class WebSocketProxy:
         scope, incoming, record = client.scope, client.incoming, client.record
         target = incoming.target
         session = incoming.request.session
+        if self._sandboxes is not None and (incoming.was_sandbox or target is NotProxied.SANDBOX):
+            await self._serve_sandbox(self._sandboxes, client)
+            return
         try:
             if isinstance(target, WakegateError):
                 raise target
@@ -140,6 +149,22 @@ class WebSocketProxy:
         if client.record is not None:
             client.record.identity = identity
         return identity
+
+    async def _serve_sandbox(self, sandboxes: SandboxSockets, client: _Client) -> None:
+        """A conversation with a Sandbox that is no session, or why there is none."""
+        incoming, record = client.incoming, client.record
+        try:
+            if isinstance(incoming.target, WakegateError):
+                raise incoming.target
+            act_as(await self._identify(client))
+            status = await sandboxes.converse(client.scope, client.receive, client.send, incoming, record)
+            if record is not None:
+                record.status = status
+        except WakegateError as error:
+            self._counters.errors[error.code] += 1
+            if record is not None:
+                record.status, record.error = error.status, error
+            await sandboxes.refuse(client.send, error, incoming)
 
     async def _serve_control(self, control: ASGIApp, client: _Client) -> None:
         """Hand a conversation to the control surfaces, and note how it was answered."""
@@ -216,8 +241,17 @@ class WebSocketProxy:
         # What another gateway passed on, that gateway acknowledges, once its client has the answer.
         if (restored := restored_in(answer)) is not None and not incoming.request.hops:
             self._activator.acknowledge(route.session_id, restored)
-        await relay(client.receive, send, upstream, route, self._activator, self._clock)
+        await relay(client.receive, send, upstream, self._conversation(route))
         return 101
+
+    def _conversation(self, route: Route) -> Conversation:
+        """Traffic is activity of the session, and counts as its egress."""
+
+        def came(size: int) -> None:
+            route.touch(self._clock.now())
+            route.traffic.egress_bytes += size
+
+        return Conversation(route.counted, came, lambda closed: closing(closed, self._activator, route))
 
 
 def _session_fields(reservation: Reservation, client: _Client) -> Headers:

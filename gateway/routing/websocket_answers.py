@@ -24,18 +24,13 @@ async def refuse(send: Send, error: WakegateError, session: bytes | None, line: 
     headers = error_fields(error) + (
         session_fields(session) if session and not isinstance(error, BadRequestError) else []
     )
-    await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
+    await deny(send, error.status, [*headers, id_field(line)], error_body(error))
 
 
 def accepted(scope: Scope, response: Response, route: Route, target: Target, answer: Headers) -> Headers:
     """The fields of a 101 for the client: the app's own (Set-Cookie), and what there is to know of the session."""
-    received = _fields_of(response)
-    own = [
-        field
-        for field in _own_fields(received, scope, route, target)
-        # The handshake with the client is the server's: its key and extensions are not those of ours with the sandbox.
-        if not field[0].startswith((b"sec-websocket-", b"content-length"))
-    ]
+    received = fields_of(response)
+    own = without_handshake(_own_fields(received, scope, route, target))
     if not route.peer:
         return own + answer
     # The gateway that has the session knows better than this one how its sandbox came to be.
@@ -47,13 +42,26 @@ async def pass_refusal(
 ) -> None:
     """Pass on what the sandbox answered in place of an upgrade."""
     response = error.response
-    received = _own_fields(_fields_of(response), scope, route, target)
-    fields = [field for field in received if field[0] != b"content-length"]
+    await pass_answer(send, response, _own_fields(fields_of(response), scope, route, target) + answer)
+
+
+async def pass_answer(send: Send, response: Response, fields: Headers) -> None:
+    """The sandbox's answer in place of an upgrade, with these fields."""
     status = response.status_code if response.status_code in _STATUSES else 502
-    await _deny(send, status, fields + answer, bytes(response.body or b""))
+    kept = [field for field in fields if field[0] != b"content-length"]
+    await deny(send, status, kept, bytes(response.body or b""))
 
 
-def _fields_of(response: Response) -> Headers:
+def without_handshake(fields: Headers) -> Headers:
+    """The fields of a 101 that are the application's.
+
+    The handshake with the client is the server's: its key and extensions are not those of ours with the sandbox.
+    """
+    return [field for field in fields if not field[0].startswith((b"sec-websocket-", b"content-length"))]
+
+
+def fields_of(response: Response) -> Headers:
+    """The fields as they came."""
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
 
 
@@ -61,7 +69,7 @@ def _own_fields(received: Headers, scope: Scope, route: Route, target: Target) -
     return read_response(received) if route.peer else sandbox_fields(received, scope, route, target)
 
 
-async def _deny(send: Send, status: int, headers: Headers, body: bytes) -> None:
+async def deny(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """Refuse the handshake with an HTTP answer (the ASGI websocket denial response extension)."""
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})

@@ -26,13 +26,14 @@ async def closing(closed: ConnectionClosed, activator: Activator, route: Route) 
     A sandbox that is taken away dies in the middle of its connections, so what came over the wire says only that it
     ended; the record says whether to connect again. Behind another gateway that one has said so already.
     """
-    code, reason = _as_received(closed)
+    code, reason = as_received(closed)
     if route.closed and not route.peer and code in _CODES_OF_AN_END:
         return await _as_recorded(activator, route) or (code, reason)
     return code, reason
 
 
-def _as_received(closed: ConnectionClosed) -> tuple[int, str]:
+def as_received(closed: ConnectionClosed) -> tuple[int, str]:
+    """What came over the wire, in words for the client."""
     ours, theirs = closed.sent, closed.rcvd
     if ours is not None and not closed.rcvd_then_sent and ours.code == 1009:
         return 1009, f"the sandbox sent a message of more than {MAX_MESSAGE_BYTES >> 20} MiB"

@@ -11,6 +11,7 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError
+from gateway.routing.pool import UpstreamPool
 from gateway.routing.request_fields import Request
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
@@ -88,14 +89,26 @@ class _Dial(connect):
 
 async def dial(scope: Scope, route: Route, target: Target, request: Request, lines: list[bytes]) -> ClientConnection:
     """Dial the sandbox. Raises UpstreamConnectError, UpstreamBrokenError, and InvalidStatus when it answers no."""
+    pool = route.pool_for(target.path)
+    host = target.port_host if route.peer and target.port_host else pool.host
+    try:
+        return await dial_pool(scope, pool, host, target.path, request, [*lines, route.head])
+    except UpstreamConnectError as error:
+        # Where it has several ports, one on which nobody listens says nothing of the others.
+        error.no_listener = error.no_listener and pool.endpoint == route.pool.endpoint
+        raise
+
+
+async def dial_pool(
+    scope: Scope, pool: UpstreamPool, host: bytes, path: bytes, request: Request, lines: list[bytes]
+) -> ClientConnection:
+    """Dial a pool's endpoint. `host`, `path`: as the handshake names them. Raises as `dial` does."""
     headers = [
         tuple(line.decode("latin-1").rstrip("\r\n").split(": ", 1))
-        for line in b"".join([*lines, route.head]).split(b"\r\n")
+        for line in b"".join(lines).split(b"\r\n")
         if line and not line.startswith((*_HANDSHAKE, b"host: "))
     ]
     query: bytes = scope["query_string"]
-    pool = route.pool_for(target.path)
-    host = target.port_host if route.peer and target.port_host else pool.host
     if request.own_origin:
         # The websockets library leaves the scheme's usual port out of Host.
         usual = b":80" if pool.tls is None else b":443"
@@ -103,9 +116,7 @@ async def dial(scope: Scope, route: Route, target: Target, request: Request, lin
             ("origin", ("http" if pool.tls is None else "https") + f"://{host.removesuffix(usual).decode()}")
         )
     scheme = "ws" if pool.tls is None else "wss"
-    uri = f"{scheme}://{host.decode()}{target.path.decode('latin-1')}" + (
-        f"?{query.decode('latin-1')}" if query else ""
-    )
+    uri = f"{scheme}://{host.decode()}{path.decode('latin-1')}" + (f"?{query.decode('latin-1')}" if query else "")
     options: dict[str, Any] = {
         "additional_headers": headers,
         "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
@@ -129,8 +140,7 @@ async def dial(scope: Scope, route: Route, target: Target, request: Request, lin
     except InvalidStatus:
         raise
     except (OSError, TimeoutError) as error:
-        # Where it has several ports, one on which nobody listens says nothing of the others.
-        no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError) and endpoint == route.pool.endpoint
+        no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError)
         raise UpstreamConnectError(f"the sandbox cannot be reached: {error}", no_listener=no_listener) from error
     except (InvalidHandshake, ValueError) as error:
         raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error

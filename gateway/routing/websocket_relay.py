@@ -6,33 +6,44 @@ Traffic either way is activity; an open but silent socket is not (docs/architect
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from io import StringIO
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from gateway.core.clock import Clock
-from gateway.routing.activator import Activator
+from gateway.observability.counters import RuntimeCounters
 from gateway.routing.responses import Receive, Send
-from gateway.routing.route import Route
-from gateway.routing.websocket_close import closing, sendable
+from gateway.routing.websocket_close import sendable
 
 # For one message to a sandbox that does not read. Meanwhile nothing is read of the client either, so a client that has
 # left is not noticed, and without a limit its slot would never be given back.
 _SEND_TIMEOUT_S = 60.0
 
 
-async def relay(
-    receive: Receive, send: Send, upstream: ClientConnection, route: Route, activator: Activator, clock: Clock
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What else is done about the messages of a WebSocket.
+
+    `came` is called for each, with the bytes that it sends to the client. `closing` tells how the client's side ends
+    when the sandbox's has.
+    """
+
+    counted: RuntimeCounters
+    came: Callable[[int], None]
+    closing: Callable[[ConnectionClosed], Awaitable[tuple[int, str]]]
+
+
+async def relay(receive: Receive, send: Send, upstream: ClientConnection, conversation: Conversation) -> None:
     """Pass messages both ways until a side ends, then end the other side with its code and reason."""
-    up = asyncio.create_task(_pump_up(receive, upstream, route, clock))
-    down = asyncio.create_task(_pump_down(upstream, send, route, activator, clock))
-    route.counted.websockets += 1
+    up = asyncio.create_task(_pump_up(receive, upstream, conversation))
+    down = asyncio.create_task(_pump_down(upstream, send, conversation))
+    conversation.counted.websockets += 1
     try:
         await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        route.counted.websockets -= 1
+        conversation.counted.websockets -= 1
         for pump in (up, down):
             pump.cancel()
         ended, _ = await asyncio.gather(up, down, return_exceptions=True)
@@ -42,14 +53,14 @@ async def relay(
         await upstream.close()
 
 
-async def _pump_up(receive: Receive, upstream: ClientConnection, route: Route, clock: Clock) -> None:
+async def _pump_up(receive: Receive, upstream: ClientConnection, conversation: Conversation) -> None:
     """Raises TimeoutError when the sandbox takes nothing for _SEND_TIMEOUT_S."""
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             await upstream.close(sendable(message.get("code", 1005)), message.get("reason") or "")
             return
-        route.touch(clock.now())
+        conversation.came(0)
         data = message.get("bytes")
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_S):
@@ -58,15 +69,14 @@ async def _pump_up(receive: Receive, upstream: ClientConnection, route: Route, c
             return  # the other pump tells the client
 
 
-async def _pump_down(upstream: ClientConnection, send: Send, route: Route, activator: Activator, clock: Clock) -> None:
+async def _pump_down(upstream: ClientConnection, send: Send, conversation: Conversation) -> None:
     try:
         while True:
             data = await _message(upstream)
-            route.touch(clock.now())
-            route.traffic.egress_bytes += len(data)
+            conversation.came(len(data))
             await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
     except ConnectionClosed as closed:
-        code, reason = await closing(closed, activator, route)
+        code, reason = await conversation.closing(closed)
     await send({"type": "websocket.close", "code": code, "reason": reason})
 
 

@@ -16,6 +16,7 @@ from gateway.core.interfaces.engine import (
     SandboxResizer,
 )
 from gateway.core.interfaces.keeper import SnapshotStore, WorkspaceKeeper
+from gateway.core.interfaces.routed import RoutedSandboxes
 from gateway.core.interfaces.sandbox import Executor, SandboxCaller
 from gateway.core.interfaces.store import SessionStore
 
@@ -25,6 +26,7 @@ __all__ = [
     "LoadReader",
     "LossCounter",
     "MachineBookings",
+    "RoutedSandboxes",
     "RuntimeCatalog",
     "SandboxCaller",
     "SandboxProvider",

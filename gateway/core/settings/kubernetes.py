@@ -38,6 +38,13 @@ class Kubernetes:
         " them (default: not answered)",
         kind="text",
     )
+    kube_router_tenants: str = setting(
+        "",
+        "namespaces whose Sandboxes agent-sandbox's own controllers manage, and whose router this gateway is, each with"
+        " the tenant whose keys reach them, comma-separated, e.g. agents=acme (default: none)",
+        kind="text",
+        metavar="NAMESPACE=TENANT",
+    )
     kube_trust_manifests: bool = setting(
         False,
         "allow runtimes to use what gives access to their node or to other workloads: hostPath, privileged, host"

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from gateway.core.agent_sandbox import RUNNING, SUSPENDED
 from gateway.core.background import Tasks
 from gateway.core.backoff import backoff, jittered
 from gateway.core.clock import Clock
@@ -21,7 +22,7 @@ from gateway.core.errors import BadRequestError, NotFoundError, WakegateError, p
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Session, SessionId, SessionState
 from gateway.provider.kubernetes import claim_objects as objects
-from gateway.provider.kubernetes.claim_objects import FINALIZER, RUNNING, SUSPENDED, ClaimObject, SandboxObject
+from gateway.provider.kubernetes.claim_objects import FINALIZER, ClaimObject, SandboxObject
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.names import SELECTOR
 from gateway.provider.kubernetes.reflector import Reflector

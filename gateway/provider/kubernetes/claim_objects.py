@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.core.agent_sandbox import CLAIM_GROUP, SANDBOX_GROUP, VERSION, sandbox_name
+from gateway.core.agent_sandbox import CLAIM_GROUP, RUNNING, SANDBOX_GROUP, VERSION, sandbox_name
 from gateway.core.model import Session, SessionId, SessionState
 from gateway.provider.kubernetes import names
 
@@ -18,7 +18,6 @@ Object = dict[str, Any]
 
 FINALIZER = "wakegate.io/session"  # a claim stays until its session has ended, also while no gateway runs
 CLAIM_UID = "wakegate.io/claim-uid"  # label of a Sandbox
-SUSPENDED, RUNNING = "Suspended", "Running"
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,8 +227,10 @@ class KubeApi:
         return response
 
 
-async def connect(kubeconfig: Path | None, concurrency: int = 32) -> KubeApi:
+async def connect(kubeconfig: Path | None, concurrency: int = 32, *, watches: int = 64) -> KubeApi:
     """From a kubeconfig file; None: from the pod that we run in, else the user's own kubeconfig.
+
+    `watches`: how many there may be at once.
 
     Raises SettingsError.
     """
@@ -249,7 +251,7 @@ async def connect(kubeconfig: Path | None, concurrency: int = 32) -> KubeApi:
     # A gateway keeps four watches per namespace (pods, Deployments, both kinds of runtimes): 64 connections are 16
     # namespaces.
     # Watches hold a connection each for as long as we live; requests must not wait for one of those.
-    configuration.connection_pool_maxsize = concurrency + 64
+    configuration.connection_pool_maxsize = concurrency + watches
     return KubeApi(client.ApiClient(configuration), concurrency)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
+from gateway.core.agent_sandbox import read_router_tenants
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, SettingsError, WakegateError
 from gateway.core.interfaces import SandboxProvider, SessionStore
@@ -29,6 +30,7 @@ from gateway.provider.kubernetes.claim_controller import ClaimController, ClaimS
 from gateway.provider.kubernetes.client import KubeError
 from gateway.provider.kubernetes.egress_authority import SharedAuthority
 from gateway.provider.kubernetes.egress_secrets import LentSecrets
+from gateway.provider.kubernetes.routed_sandboxes import ClusterSandboxes
 from gateway.provider.kubernetes.signing_keys import SharedKeys
 from gateway.provider.kubernetes.status import make_status
 from gateway.provider.kubernetes.trust import untrusted
@@ -116,6 +118,10 @@ class Cluster:
         """What answers SandboxClaims in the namespaces of sandboxes."""
         return ClaimController(self._api, _namespaces(self._settings), sessions, clock)
 
+    def routed(self, tenants: Mapping[str, str], clock: Clock) -> ClusterSandboxes:
+        """The Sandboxes of namespaces, each a tenant's, that agent-sandbox's controllers manage."""
+        return ClusterSandboxes(self._api, tenants, clock)
+
     async def report(self, store: SessionStore, provider: SandboxProvider, holder: str) -> None:
         """Write the status of every runtime while this gateway holds the lease."""
         lease = None
@@ -181,7 +187,8 @@ async def join_cluster(
             )
         if not settings.kube_trust_manifests and (refused := untrusted(runtime)):
             raise SettingsError([f"{runtime.key}: {problem}" for problem in refused])
-    api = await connect(kubeconfig, settings.kube_concurrency)
+    routed = read_router_tenants(settings.kube_router_tenants)
+    api = await connect(kubeconfig, settings.kube_concurrency, watches=64 + len(routed))
     try:
         folder = settings.state_dir / "keys"
         keys = KeyRing(folder, settings.token_algorithm)

@@ -53,6 +53,9 @@ CLAIMS: tuple[Right, ...] = (
 )
 """There as well, where SandboxClaims are answered."""
 
+ROUTER: tuple[Right, ...] = (Right(SANDBOX_GROUP, "sandboxes", ("list", "watch", "patch")),)
+"""In each namespace whose Sandboxes agent-sandbox's controllers manage, and whose router the gateway is."""
+
 GATEWAY: tuple[Right, ...] = (
     Right("", "secrets", ("get", "update"), names.KEYS_SECRET),
     Right("", "secrets", ("get", "update"), names.AUTHORITY_SECRET),

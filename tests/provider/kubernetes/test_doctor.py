@@ -79,6 +79,15 @@ def test_doctor_names_each_problem_and_its_fix(cluster: Cluster, tmp_path: Path)
     assert (MANIFESTS / "sandboxes" / "kustomization.yaml").exists()
 
 
+def test_doctor_checks_the_rights_of_a_router(cluster: Cluster, tmp_path: Path) -> None:
+    """In the namespaces whose Sandboxes it routes, and says how they are granted."""
+    flags = ("--engine", "kubernetes", "--kubeconfig", str(cluster.kubeconfig(tmp_path)))
+    status, said = doctor(tmp_path, *flags, "--kube-router-tenants", "agents=acme")
+    assert status == 1
+    wanted = "FAIL  rights of a router in agents: missing: list sandboxes, watch sandboxes, patch sandboxes\n"
+    assert wanted + "      kubectl apply -k manifests/sandbox-router with `namespace: agents`" in said
+
+
 def test_doctor_reports_rights_beyond_need(cluster: Cluster, tmp_path: Path) -> None:
     """A Role that somebody widened is a warning that names what it gives."""
     assert cluster.api.roles is not None

@@ -113,6 +113,14 @@ def test_chart_grants_rights_to_claims_where_they_are_answered(render: Render) -
     assert made["ConfigMap", "agents", "wakegate-settings"]["data"]["WAKEGATE_KUBE_CLAIMS_TENANT"] == "acme"
 
 
+def test_chart_grants_the_rights_of_a_router_where_one_is_wanted(render: Render) -> None:
+    """As manifests/sandbox-router does, in the namespace whose Sandboxes are routed."""
+    made = by_name(render("wakegate", {"sandboxRouter": {"namespace": "boxes-of-theirs"}}))
+    (role, binding) = yaml.safe_load_all((MANIFESTS / "sandbox-router" / "access.yaml").read_text())
+    assert made["Role", "boxes-of-theirs", "wakegate-router"]["rules"] == role["rules"]
+    assert made["RoleBinding", "boxes-of-theirs", "wakegate-router"]["subjects"] == binding["subjects"]
+
+
 def test_chart_goes_into_other_namespaces_with_other_values(render: Render) -> None:
     """No object, no peer of a NetworkPolicy and no setting keeps the overlay's namespaces."""
     changes = {

@@ -252,6 +252,13 @@ def test_rights_to_claims_are_those_that_are_needed() -> None:
     assert not [each for overlay in OVERLAYS for each in built(overlay) if "claims" in each["metadata"]["name"]]
 
 
+def test_rights_of_a_router_are_those_that_are_needed() -> None:
+    """And only where somebody asks for them."""
+    role = next(yaml.safe_load_all((MANIFESTS / "sandbox-router" / "access.yaml").read_text()))
+    assert granted(role) == needed(rights.ROUTER)
+    assert not [each for overlay in OVERLAYS for each in built(overlay) if "router" in each["metadata"]["name"]]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_lets_only_gateways_reach_sandboxes(overlay: str) -> None:
     """The policy selects the pods that we make, denies all, and its exception selects the gateway's."""
