@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import datetime
 import os
 import shutil
 import tempfile
@@ -14,9 +14,13 @@ import httpx
 import pytest
 
 from tests.cluster.gateway import Gateway
+from tests.cluster.report import Outcome, write
 from tests.support.kube.whole.cluster import SANDBOXES, WholeCluster
 
-IMAGES = "CLUSTER_IMAGES"
+IMAGES, REPORT = "CLUSTER_IMAGES", "CLUSTER_REPORT"
+_outcomes: list[Outcome] = []
+_figures: dict[str, object] = {}
+_began = time.monotonic()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,13 +33,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(lacks)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how each test ended, and one that never began."""
+    if report.nodeid.startswith("tests/cluster/") and (report.when == "call" or report.outcome != "passed"):
+        _outcomes.append(Outcome(report.nodeid.rpartition("::")[2], report.outcome, report.duration))
+
+
+def pytest_sessionfinish() -> None:
+    """Write the report that CLUSTER_REPORT names."""
+    if (target := os.environ.get(REPORT)) and IMAGES in os.environ:
+        day = datetime.datetime.now(datetime.UTC).date().isoformat()
+        programs = Path(os.environ["KUBERNETES_BIN"])
+        write(Path(target), day, programs, _outcomes, _figures, time.monotonic() - _began)
+
+
 @pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, object]]:
-    """What was measured, by name; written to the file that CLUSTER_FIGURES names."""
-    found: dict[str, object] = {}
-    yield found
-    if target := os.environ.get("CLUSTER_FIGURES"):
-        Path(target).write_text(json.dumps(found, indent=1))
+def figures() -> dict[str, object]:
+    """What was measured, by name, for the report."""
+    return _figures
 
 
 @pytest.fixture(scope="session")

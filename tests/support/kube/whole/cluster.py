@@ -148,7 +148,19 @@ class WholeCluster:
         )
         self.kubectl("wait", "--for=condition=established", "crd", "--all")
         self.kubectl("apply", "-f", str(self.folder / "manifests/overlays/quickstart/my-interpreter.yaml"))
+        self.roll()
+
+    def patch(self, kind: str, name: str, namespace: str, change: Any) -> None:
+        """A strategic merge patch."""
+        self.kubectl("patch", kind, name, "-n", namespace, "--patch", json.dumps(change))
+
+    def roll(self) -> None:
+        """Wait until the gateways are those of the Deployment."""
         self.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/wakegate", "--timeout=180s", within=200)
+
+    def route_services(self, node: Node) -> None:
+        """Use addresses of Services by way of that node."""
+        network.route_services(node.number)
 
     @property
     def url(self) -> str:
