@@ -41,6 +41,8 @@ def server(state: Path) -> Iterator[Server]:
     runtimes = state.parent / "runtimes.yaml"
     runtimes.write_text(RUNTIMES)
     with serve(state, "--runtime", str(runtimes)) as started:
+        # 256 processes at their limit of memory share its one core with the executor, which is to end them.
+        started.client.timeout = 50.0
         yield started
 
 

@@ -44,7 +44,8 @@ async def _beside(
 ) -> AsyncIterator[Served]:
     listener = small_socket()
     listener.bind(("127.0.0.1", 0))
-    async with serve(handler, sock=listener, compression=None, close_timeout=1) as server:
+    # Without pings: behind a million messages an answer takes longer than they wait for it.
+    async with serve(handler, sock=listener, compression=None, close_timeout=1, ping_interval=None) as server:
         first = Endpoint(host="127.0.0.1", port=next(iter(server.sockets)).getsockname()[1])
         async with served(folder, ScriptedProvider(first, other.endpoint)) as gateway:
             yield gateway
