@@ -4,6 +4,8 @@
 
 page     from the navigation to a table that a person can use: Chromium, a gateway whose store has that many sessions
          (wanted: 1 s). The ratio is to the same page with ten sessions, in the same run.
+search   a search among all of them for one that is there, to its last page: seconds, and CPU of the gateway (and of
+         Redis), with records in sqlite and in Redis.
 stream   CPU of the gateway per viewer of /v1/events while sessions are created and ended, beside the same work without
          viewers (wanted: 1 % of a core for ten).
 
@@ -22,23 +24,27 @@ import uuid
 from pathlib import Path
 
 import httpx
+import redis
 import uvloop
 
 from gateway.core.clock import SystemClock
+from gateway.core.interfaces import SessionStore
 from gateway.core.model import Kind, RuntimeKey, Session, SessionId, SessionState
+from gateway.store import make_store
 from gateway.store.sqlite import SqliteStore
 from loadtest.local import create, gateway, until_full
 from loadtest.processes import cpu_seconds
+from tests.support.redis_server import RedisServer
 
 _LOADS = 5  # the median of so many
 _PAGE_S = 1.0
 _CORE_SHARE = 0.01
+_SEARCHES = 20
 _PACE_S = 0.5  # between two sessions of the work beside the stream
 
 
-async def fill(path: Path, count: int) -> None:
+async def fill(store: SessionStore, count: int) -> None:
     """Write so many records of lost sessions, which ask nothing of an engine."""
-    store = SqliteStore(path, SystemClock())
     await store.start()
     now = time.time()
     try:
@@ -51,6 +57,44 @@ async def fill(path: Path, count: int) -> None:
             )  # fmt: skip
     finally:
         await store.aclose()
+
+
+async def search(client: httpx.AsyncClient, words: str) -> int:
+    """Ask for all sessions that a search finds, as the console does; returns how many."""
+    found, after = 0, ""
+    while True:
+        params = {"search": words, "limit": "100", **({"after": after} if after else {})}
+        page = (await client.get("/v1/sessions", params=params)).raise_for_status().json()
+        found, after = found + len(page["sessions"]), page["next"]
+        if not after:
+            return found
+
+
+async def search_cost(client: httpx.AsyncClient, *pids: int) -> tuple[float, list[float]]:
+    """Seconds of one search, the median, and the CPU seconds of each process per search."""
+    await search(client, "session-7777")
+    before, times = [cpu_seconds(pid) for pid in pids], []
+    for _ in range(_SEARCHES):
+        began = time.perf_counter()
+        assert await search(client, "session-7777") == 1
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), [(cpu_seconds(pid) - at) / _SEARCHES for pid, at in zip(pids, before, strict=True)]
+
+
+async def redis_search(folder: Path, sessions: int) -> tuple[float, list[float]]:
+    """The same with the records in a Redis of its own."""
+    server = RedisServer(folder / "redis").start()
+    try:
+        await fill(make_store(server.url, SystemClock(), prefix="wakegate"), sessions)
+        (folder / "state").mkdir()
+        flags = ("--code-context", "lazy", "--store", server.url)
+        async with gateway(folder, 1, *flags) as (client, pid):
+            await until_full(client, 1)
+            with redis.Redis("127.0.0.1", server.port) as asked:
+                of_redis = int(asked.info("server")["process_id"])
+            return await search_cost(client, pid, of_redis)
+    finally:
+        server.kill()
 
 
 async def page_time(url: str) -> float:
@@ -101,6 +145,12 @@ async def stream_cpu(client: httpx.AsyncClient, pid: int, viewers: int, seconds:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def say_search(store: str, seconds: float, cpu: list[float]) -> None:
+    """Print the line of one store."""
+    of_redis = f", {cpu[1] * 1e3:.0f} ms of Redis" if len(cpu) > 1 else ""
+    print(f"search  {store}: {seconds * 1e3:.0f} ms, {cpu[0] * 1e3:.0f} ms of CPU of the gateway{of_redis}", flush=True)
+
+
 async def main(sessions: int, viewers: int, seconds: float) -> int:
     """Print both parts. Returns how many bars were missed."""
     found: dict[int, float] = {}
@@ -109,15 +159,18 @@ async def main(sessions: int, viewers: int, seconds: float) -> int:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "state").mkdir()
-            await fill(folder / "state" / "wakegate.db", count)
+            await fill(SqliteStore(folder / "state" / "wakegate.db", SystemClock()), count)
             async with gateway(folder, 2) as (client, pid):
                 await until_full(client, 2)
                 found[count] = await page_time(str(client.base_url).rstrip("/"))
                 if count == sessions:
+                    say_search("sqlite", *await search_cost(client, pid))
                     shares: dict[int, list[float]] = {0: [], viewers: []}
                     for _ in range(3):
                         for each, measured in shares.items():
                             measured.append(await stream_cpu(client, pid, each, seconds))
+    with tempfile.TemporaryDirectory() as name:
+        say_search("Redis", *await redis_search(Path(name), sessions))
     ratio = found[sessions] / found[10]
     missed += found[sessions] > _PAGE_S
     print(f"page    {sessions} sessions {found[sessions]:.2f} s, 10 sessions {found[10]:.2f} s, ratio {ratio:.2f}")

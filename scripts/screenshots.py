@@ -27,6 +27,7 @@ def main() -> int:
                 ("sessions", f"#s-{session}"),
                 ("pools", "#what-if"),
                 ("runtimes", "td"),
+                ("agents", "h1:has-text('Agents')"),
                 ("usage", "#csv"),
                 ("tenants", "#new-tenant"),
                 ("api", "details"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -220,13 +221,20 @@ class NativeAPI:
         return JSON(self._outcomes(self._pool_of(request)))
 
     def _pool_of(self, request: Request) -> RuntimeKey:
-        """The runtime that a path names, with its namespace and kind in the query. Raises BadRequestError."""
+        """The runtime that a path names, with its namespace and kind in the query. Raises BadRequestError.
+
+        Of an agent NAME@3 is a revision's, as GET /v1/autoscaler lists its pools.
+        """
         query = request.query_params
         unknown = sorted(query.keys() - {"namespace", "kind"})
         if unknown:
             raise BadRequestError(f"{unknown[0]}: unknown parameter; expected namespace or kind")
-        fields = {"name": request.path_params["runtime"], "namespace": query.get("namespace", "default")}
-        return read_runtime({**fields, "kind": query["kind"]} if "kind" in query else fields)
+        name, at, revision = request.path_params["runtime"].partition("@")
+        if at and not (revision.isascii() and revision.isdecimal() and 0 < len(revision) < 10):
+            raise BadRequestError(f"runtime: expected NAME or NAME@REVISION, got {revision[:64]!r} as the revision")
+        fields = {"name": name, "namespace": query.get("namespace", "default")}
+        key = read_runtime({**fields, "kind": query["kind"]} if "kind" in query else fields)
+        return replace(key, revision=int(revision)) if at else key
 
     async def _history(self, request: Request) -> Response:
         """Export recorded claims in the format of `wakegate replay`: a line of JSON per runtime."""

@@ -335,7 +335,11 @@ class Autoscaler:
     def _pool(self, key: RuntimeKey) -> Pool:
         pool = self.pools.get(key)
         if pool is None:
-            if self._catalog.get(key) is None:
+            # Of an agent each revision has a pool; without one named, that of the revision which new sessions get.
+            runtime = self._catalog.get(key)
+            if runtime is None:
                 raise RuntimeNotFoundError(f"there is no runtime {key}")
+            pool = self.pools.get(runtime.key)
+        if pool is None:
             raise NotFoundError(f"this gateway does not size the pool of {key}: it does not lead, or has just started")
         return pool

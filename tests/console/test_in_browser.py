@@ -134,6 +134,71 @@ def test_operator_sees_pools_with_forecast_and_reason(server: Server) -> None:
         check_accessible(page, "sessions")
 
 
+_PAGES = ("overview", "sessions", "pools", "runtimes", "agents", "usage", "tenants", "keys", "api")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible_and_fit_a_wide_and_a_narrow_screen(server: Server, scheme: str) -> None:
+    """No page is wider than a telephone or than 1280 points; tables scroll by themselves."""
+    with page_of(server.url, color_scheme=scheme) as page:
+        for name in _PAGES:
+            page.goto(f"{server.url}/#/{name}")
+            page.wait_for_selector("main h1")
+            page.wait_for_function("document.querySelector('main').textContent.length > 40")
+            assert page.title().lower() == f"{name} - wakegate"
+            for width in (390, 1280):
+                page.set_viewport_size({"width": width, "height": 900})
+                # Waited for, as charts follow a moment later.
+                page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+            check_accessible(page, f"{name}, {scheme}")
+
+
+def test_tabs_of_a_session_are_moved_through_with_arrows(server: Server) -> None:
+    """As tabs are known to work: Tab goes into them once, arrows go among them, and round."""
+    session = server.session()
+    server.client.post(f"/v1/sessions/{session}/hibernate").raise_for_status()
+    with page_of(f"{server.url}/#/session/{session}") as page:
+        page.focus("#tab-history")
+        for key, tab in (
+            ("ArrowRight", "egress"),
+            ("ArrowRight", "audit"),
+            ("ArrowRight", "terminal"),
+            ("End", "audit"),
+        ):
+            page.keyboard.press(key)
+            page.wait_for_selector(f"#tab-{tab}[aria-selected=true][tabindex='0']:focus")
+        assert page.locator("[role=tab][tabindex='0']").count() == 1
+        assert page.is_visible("button:has-text('Wake')")
+        assert not page.is_visible("button:has-text('Sleep')")
+
+
+def test_person_sees_what_serves_of_an_agent_and_stops_it(tmp_path: Path) -> None:
+    """Its revisions and what happened; the page of pools goes on with a pool of a revision in it."""
+    find_browser()
+    (tmp_path / "greeter").mkdir()
+    (tmp_path / "greeter" / "app.py").write_text(
+        "class Flask:\n    def __init__(self, name): pass\n    def __call__(self, environ, start):\n"
+        "        start('200 OK', [('content-type', 'text/plain')])\n        return [b'hello']\napp = Flask(__name__)\n"
+    )
+    with serve(tmp_path / "state", "--warm-pool", "0") as server, page_of(server.url + "/#/agents") as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.wait_for_selector("p:has-text('No agents yet')")
+        subprocess.run(
+            [sys.executable, "-m", "gateway", "deploy", str(tmp_path / "greeter"), "--url", server.url],
+            check=True, capture_output=True, cwd=ROOT,
+        )  # fmt: skip
+        page.wait_for_selector("td.active:has-text('Running')")
+        page.wait_for_selector("td:has-text('serves all new sessions')")
+        check_accessible(page, "agents")
+        page.click("nav >> text=Pools")
+        page.wait_for_selector("button:has-text('greeter@1')")
+        page.click("button:has-text('greeter@1')")
+        page.wait_for_selector("#what-if-said dd")
+        page.click("nav >> text=Agents")
+        page.click("button:has-text('Stop')")
+        page.wait_for_selector("td:has-text('Stopped')")
+
+
 def test_operator_moves_the_target_and_sees_its_cost(server: Server) -> None:
     """The slider goes over the targets that the gateway has worked out; its history is a file for a replay."""
     with page_of(server.url + "/#/pools") as page:

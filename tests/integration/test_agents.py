@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def status(server: Server, name: str = "greeter") -> dict[str, Any]:
     return found
 
 
+def answers(server: Server, path: str) -> bool:
+    return server.client.get(path).status_code == 200
+
+
 def created(server: Server, **fields: Any) -> httpx.Response:
     return server.client.post("/v1/agents", json={"name": "greeter", "spec": spec("one"), **fields})
 
@@ -73,6 +78,13 @@ def test_an_agent_is_created_changed_undone_stopped_and_deleted(tmp_path: Path) 
         assert changed.status_code == 200, changed.text
         wait_until(lambda: status(server)["stable"] == 2, "the second revision serves")
         assert ask(server).text == "two"
+        # Its pools by the names that they are listed with, which a page of all pools asks for, and by the agent's.
+        for name in ("greeter@2", "greeter"):
+            for part in ("forecasts", "what-if"):
+                path = f"/v1/autoscaler/{name}/{part}?kind=AgentRuntime"
+                wait_until(partial(answers, server, path), f"{path} is answered")
+        for name, refused in (("greeter@99", 404), ("greeter@x", 400), ("greeter@", 400)):
+            assert server.client.get(f"/v1/autoscaler/{name}/what-if?kind=AgentRuntime").status_code == refused
         assert ask(server, session=session).text == "one"
         (newest, _) = server.client.get("/v1/agents/greeter/revisions").json()["revisions"]
         assert (newest["revision"], newest["reason"], newest["createdBy"]) == (2, "say two", "anonymous")

@@ -57,9 +57,14 @@ def explain(
     output: Output = Format.TABLE,
 ) -> None:
     """Say why a pool has its size: the forecast, the rule, the recent changes."""
-    # A key is KIND/NAMESPACE/NAME, of which each end behind a slash will do; the first of several, as kinds may share
-    # a name.
-    found = [each for each in gateway.autoscaler()["pools"] if f"/{each['runtime']}".endswith(f"/{runtime}")]
+    # A key is KIND/NAMESPACE/NAME, of which each end behind a slash will do, of an agent's revision without its @3 too;
+    # the first of several, as kinds may share a name.
+    found = [
+        each
+        for each in gateway.autoscaler()["pools"]
+        if f"/{each['runtime']}".endswith(f"/{runtime}")
+        or f"/{each['runtime'].partition('@')[0]}".endswith(f"/{runtime}")
+    ]
     if not found:
         raise APIError(404, "", f"no runtime {runtime} has a pool; `wakegate pools` lists them")
     if output is not Format.TABLE:

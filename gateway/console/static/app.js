@@ -1,12 +1,13 @@
 // The frame: who is logged in, which page is shown, one stream of events for all of them.
 
 import { Refused, follow, get, login, logout } from "./api.js";
-import { h, replace, say } from "./dom.js";
+import { h, renew, replace, say } from "./dom.js";
 import { overview } from "./overview.js";
 import { sessions } from "./sessions.js";
 import { session } from "./session.js";
 import { pools } from "./pools.js";
 import { runtimes } from "./runtimes.js";
+import { agents } from "./agents.js";
 import { usage } from "./usage.js";
 import { tenants } from "./tenants.js";
 import { keys } from "./keys.js";
@@ -14,7 +15,7 @@ import { reference } from "./reference.js";
 
 // Address, title, page, and the roles that it is for, if not all.
 const PAGES = [["overview", "Overview", overview], ["sessions", "Sessions", sessions], ["pools", "Pools", pools, ["admin", "operator"]],
-  ["runtimes", "Runtimes", runtimes], ["usage", "Usage", usage], ["tenants", "Tenants", tenants], ["keys", "Keys", keys, ["admin"]],
+  ["runtimes", "Runtimes", runtimes], ["agents", "Agents", agents], ["usage", "Usage", usage], ["tenants", "Tenants", tenants], ["keys", "Keys", keys, ["admin"]],
   ["api", "API", reference]];
 const main = document.getElementById("main");
 const listeners = new Set();
@@ -54,7 +55,8 @@ function askForKey() {
     h("p", { class: "dim" }, "The key goes into a cookie that no page can read. `wakegate keys create` makes one."));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    try { await login(key.value.trim()); key.value = ""; await start(); } catch (error) { problem.textContent = error.message; }
+    try { await login(key.value.trim()); key.value = ""; await setInterval(renew, 5000);
+start(); } catch (error) { problem.textContent = error.message; }
   });
   replace(main, form);
   key.focus();
@@ -68,6 +70,7 @@ async function show() {
   leave();
   const ended = new AbortController();
   leave = () => ended.abort();
+  document.title = (page ? page[1] : "Session " + (rest[0] || "").slice(0, 8)) + " - Wakegate";
   const place = h("div");
   replace(main, place);
   try {

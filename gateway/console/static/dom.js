@@ -29,17 +29,44 @@ export function table(titles, rows, label) {
       h("tbody", {}, rows)));
 }
 
-export function age(moment) {
-  if (!moment) return "";
-  const seconds = Math.max(0, (Date.now() - Date.parse(moment)) / 1000);
-  for (const [unit, size] of [["d", 86400], ["h", 3600], ["m", 60]]) {
-    if (seconds >= size) return Math.round(seconds / size) + unit;
+// A label that stays beside its control, however narrow the page is.
+export const field = (label, control) => h("span", { class: "field" }, h("label", { for: control.id }, label), control);
+
+// Cut and not rounded, as the command line writes it: 45s, 1m29s, 12m, 3h5m, 23h.
+export function duration(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  for (const [unit, size, less, smaller] of [["d", 86400, "h", 3600], ["h", 3600, "m", 60], ["m", 60, "s", 1]]) {
+    const count = Math.floor(whole / size), rest = Math.floor((whole % size) / smaller);
+    if (count) return count + unit + (count < 10 && rest ? rest + less : "");
   }
-  return Math.round(seconds) + "s";
+  return whole + "s";
 }
 
-export const size = (bytes) => (bytes < 1024 ? bytes + " B" : bytes < 1 << 20 ? (bytes / 1024).toFixed(1) + " KiB"
-  : (bytes / (1 << 20)).toFixed(1) + " MiB");
+// Moments, as RFC 3339, in the words of the person's own place; the whole is in the title. Those of `age`, `ago` and
+// `until` are kept true by `renew`, or a page that is left open would say "5s ago" for hours.
+const local = (moment) => new Date(moment).toLocaleString();
+const spans = {
+  age: (seconds) => duration(seconds), ago: (seconds) => duration(seconds) + " ago",
+  until: (seconds) => (seconds < 0 ? "in " + duration(-seconds) : duration(seconds) + " ago"),
+};
+const since = (moment, kind) => spans[kind]((Date.now() - Date.parse(moment)) / 1000);
+const span = (moment, kind) => (moment ? h("time", { datetime: moment, title: local(moment), "data-kind": kind }, since(moment, kind)) : "");
+export const age = (moment) => span(moment, "age"), ago = (moment) => span(moment, "ago"), until = (moment) => span(moment, "until");
+export function renew() {
+  for (const each of document.querySelectorAll("time[data-kind]")) each.textContent = since(each.dateTime, each.dataset.kind);
+}
+export function when(moment) {
+  if (!moment) return "";
+  const made = new Date(moment), today = made.toDateString() === new Date().toDateString();
+  const clock = made.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  return h("time", { datetime: moment, title: local(moment) }, today ? clock : made.toLocaleDateString([], { day: "numeric", month: "short" }) + " " + clock);
+}
+
+export function size(bytes) {
+  let [value, unit] = [bytes, 0];
+  while (value >= 1024 && unit < 4) { value /= 1024; unit += 1; }
+  return (unit ? value.toFixed(value < 10 ? 1 : 0) : value) + " " + ["B", "KiB", "MiB", "GiB", "TiB"][unit];
+}
 
 let clearing = 0;
 export function say(text) {

@@ -1,7 +1,7 @@
 // Files of a session: browse, view, download, upload by dropping.
 
 import { filePath, get, request } from "./api.js";
-import { h, replace, say, shown, size, table } from "./dom.js";
+import { h, replace, say, shown, size, table, when } from "./dom.js";
 
 const VIEW = 256 << 10;
 
@@ -19,9 +19,9 @@ export async function files(place, { id, signal }) {
     const up = folder ? [h("tr", {}, h("td", {}, h("button", { onclick: () => open(folder.split("/").slice(0, -1).join("/")) }, ".."), h("td"), h("td"), h("td")))] : [];
     const rows = found.files.slice(0, 2000).map((each) => h("tr", {},
       h("td", { class: "mono" }, h("button", { disabled: Boolean(each.name_encoded), onclick: () => (each.is_dir ? open(join(each.name)) : show(each)) }, each.name + (each.is_dir ? "/" : ""))),
-      h("td", {}, each.is_dir ? "" : size(each.size)), h("td", {}, each.modified),
+      h("td", {}, each.is_dir ? "" : size(each.size)), h("td", {}, when(each.modified)),
       h("td", {}, each.is_dir || each.name_encoded ? "" : h("button", { "aria-label": "Download " + shown(each.name), onclick: () => download(each.name) }, "Download"))));
-    replace(list, table(["Name", "Size", "Changed", ""], [...up, ...rows], "Files"));
+    replace(list, table(["Name", "Size", "Changed", "Actions"], [...up, ...rows], "Files"), rows.length ? "" : h("p", { class: "empty" }, "No files in this folder yet."));
   }
   const open = (to) => { folder = to; replace(view); load().catch((error) => say(error.message)); };
 

@@ -5,6 +5,7 @@ import { get, path } from "./api.js";
 import { h, replace } from "./dom.js";
 
 const FIELDS = ["high", "low", "expected", "came"], POOL = ["target", "ready", "claims", "misses"];
+const width = (where) => Math.min(1200, where.clientWidth || 800);
 const SPAN = 600; // seconds of an axis at least: of a single point uPlot would make one of years
 
 export async function forecasts(place, runtime, { signal }) {
@@ -13,16 +14,20 @@ export async function forecasts(place, runtime, { signal }) {
   const said = h("p", { class: "dim", id: "forecast-said" }), above = h("div", { class: "chart" }), below = h("div", { class: "chart" });
   replace(place, h("h2", {}, "Forecast and what came"), said, above, h("h2", {}, "Pool, claims and misses"), below);
   const style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--fg").trim();
+  const clock = (_, ticks, __, ___, step) => ticks.map((each) => new Date(each * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...(step < 60 ? { second: "2-digit" } : {}), hourCycle: "h23" }));
   const axis = { stroke: ink, grid: { stroke: style.getPropertyValue("--line").trim() } };
   const line = (label, stroke, more) => ({ label, stroke, width: 2, points: { size: 5 }, ...more });
-  const make = (where, series, more) => new window.uPlot({ width: Math.min(1200, where.clientWidth || 800), height: 200, axes: [axis, axis],
+  const make = (where, series, more) => new window.uPlot({ width: width(where), height: 200, axes: [{ ...axis, values: clock, space: 70 }, axis],
     scales: { x: { range: (_, first, last) => [Math.min(first, last - SPAN), last] }, y: { range: (_, least, most) => [0, Math.max(1, most)] } },
     series: [{}, ...series], ...more }, [[], [], [], [], []], where);
   const edge = (label) => line(label, "#79a8d8", { width: 1, points: { show: false } });
   const charts = [
-    [FIELDS, make(above, [edge("high"), edge("low"), line("forecast", "#0b5cad"), line("came", "#b3261e", { width: 0, points: { show: true, size: 6, fill: "#b3261e" } })],
+    [FIELDS, make(above, [edge("high"), edge("low"), line("forecast", "#3b82d0"), line("came", "#d9453c", { width: 0, points: { show: true, size: 6, fill: "#d9453c" } })],
       { bands: [{ series: [1, 2], fill: "rgba(121,168,216,.25)" }] })],
-    [POOL, make(below, [line("target", "#57606a"), line("ready", "#2da44e"), line("claims", "#8250df"), line("misses", "#b3261e")])]];
+    [POOL, make(below, [line("target", "#7d8590"), line("ready", "#2da44e"), line("claims", "#9a6ee8"), line("misses", "#d9453c")])]];
+  const resized = new ResizeObserver(() => charts.forEach(([, chart]) => chart.setSize({ width: width(above), height: 200 })));
+  resized.observe(above);
+  signal.addEventListener("abort", () => resized.disconnect());
   signal.addEventListener("abort", () => charts.forEach(([, chart]) => chart.destroy()));
 
   return async function look() {

@@ -1,7 +1,7 @@
 // What sleeps, what runs, what is warm, what it costs: at a glance.
 
 import { get } from "./api.js";
-import { age, card, h, replace, table } from "./dom.js";
+import { ago, card, h, replace, table } from "./dom.js";
 
 const SAMPLE = /^(wakegate_[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$/;
 
@@ -26,7 +26,8 @@ function quantile(buckets, part) {
   const sorted = [...buckets].map(([le, count]) => [le === "+Inf" ? Infinity : Number(le), count]).sort((a, b) => a[0] - b[0]);
   const all = sorted.at(-1)?.[1] || 0;
   const found = sorted.find((each) => each[1] >= all * part);
-  return !all || !found ? "–" : found[0] === Infinity ? "more" : "≤ " + (found[0] * 1000).toPrecision(3) + " ms";
+  if (!all || !found) return "–";
+  return found[0] === Infinity ? "more" : "≤ " + (found[0] < 1 ? found[0] * 1000 + " ms" : found[0] + " s");
 }
 
 export async function overview(place, { caller, signal, onEvent }) {
@@ -52,10 +53,10 @@ export async function overview(place, { caller, signal, onEvent }) {
     if (metrics) {
       const count = "wakegate_request_duration_seconds_count";
       const rate = before ? (now.sums[count] - before.sums[count]) / ((now.at - before.at) / 1000) : null;
-      shown.push(card("requests a second", rate === null ? "…" : rate.toFixed(1)),
+      shown.push(card("requests a second", rate === null ? "–" : rate.toFixed(1)),
         card("half of all requests", quantile(now.buckets, 0.5)), card("95 of 100 requests", quantile(now.buckets, 0.95)),
         card("answers with 5xx", `${now.failed} of ${now.sums.wakegate_requests_total || 0}`, "n-failed"),
-        card("starts: warm, cold", `${now.starts.warm || 0}, ${now.starts.cold || 0}`),
+        card("starts: warm, cold, wakes", ["warm", "cold", "wake"].map((kind) => (now.starts[kind] || 0) + (kind === "wake" ? now.starts["wake-cold"] || 0 : 0)).join(", ")),
         card("claims without a warm sandbox", now.sums.wakegate_pool_misses_total || 0));
     }
     shown.push(card("sandbox hours today", ((used.sandboxSeconds || 0) / 3600).toFixed(2)),
@@ -68,20 +69,23 @@ export async function overview(place, { caller, signal, onEvent }) {
     before = now;
   }
 
-  const line = (event) => h("tr", {}, h("td", {}, age(event.at) + " ago"), h("td", {}, event.event),
+  const line = (event) => h("tr", {}, h("td", {}, ago(event.at)), h("td", {}, event.event),
     h("td", { class: "mono" }, event.session ? h("a", { href: "#/session/" + encodeURIComponent(event.session) }, event.session) : event.runtime),
     h("td", { class: "wrap" }, event.details.reason || event.details.why || event.details.start || ""));
   const page = await get("/v1/events", { signal });
   replace(recent, page.events.slice(-20).reverse().map(line));
+  if (!page.events.length) recent.append(h("tr", {}, h("td", { class: "empty", colspan: 4, id: "nothing-yet" }, "Nothing since this gateway's start. A session that is made, sleeps, wakes or ends is shown here.")));
   const stop = onEvent((event) => {
     if (!event.data?.event) return;
+    document.getElementById("nothing-yet")?.closest("tr").remove();
     recent.prepend(line(event.data));
     while (recent.children.length > 20) recent.lastChild.remove();
   });
   signal.addEventListener("abort", stop);
   await look();
+  const soon = setTimeout(() => look().catch(() => {}), 1000); // a rate needs two looks
   const timer = setInterval(() => look().catch(() => {}), 5000);
-  signal.addEventListener("abort", () => clearInterval(timer));
+  signal.addEventListener("abort", () => { clearTimeout(soon); clearInterval(timer); });
 }
 
 // At most ten pages of a thousand: "10000+" says more than a minute of waiting.

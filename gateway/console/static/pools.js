@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { forecasts } from "./forecasts.js";
-import { h, replace, say, table } from "./dom.js";
+import { h, replace, say, table, when } from "./dom.js";
 import { whatIf } from "./what-if.js";
 
 const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en", { maximumFractionDigits: 2 }));
@@ -16,7 +16,7 @@ export async function pools(place, { signal, onEvent }) {
     const found = await get("/v1/autoscaler", { signal });
     replace(list, found.problem ? h("p", { class: "error" }, found.problem) : "", table(
       ["Runtime", "Mode", "Ready", "In use", "Expected claims", "Came lately", "Misses an hour", "Why"],
-      found.pools.map((each) => h("tr", {}, h("td", {}, h("button", { onclick: () => { open = each.runtime; look().catch((error) => say(error.message)); } }, each.runtime)),
+      found.pools.map((each) => h("tr", {}, h("td", {}, h("button", { class: "row", onclick: () => { open = each.runtime; look().catch((error) => say(error.message)); } }, each.runtime)),
         h("td", {}, each.mode), h("td", {}, each.pool ? `${each.pool.ready} of ${each.target}` + (each.pool.starting ? `, ${each.pool.starting} starting` : "") : `– of ${each.target}`),
         h("td", {}, number(each.pool?.claimed)),
         h("td", {}, number(each.demand?.expectedClaims)), h("td", {}, number(each.demand?.recentClaims)),
@@ -37,7 +37,8 @@ export async function pools(place, { signal, onEvent }) {
     whatIf(what, runtime, { signal: parts.signal })
       .catch((error) => { if (!parts.signal.aborted) replace(what, h("p", { class: "dim" }, error.message)); });
     const renew = await forecasts(chart, runtime, { signal: parts.signal });
-    if (shown.parts === parts) draw = renew;
+    // What of one pool is not to be had must not take the table of all with it.
+    if (shown.parts === parts) draw = () => renew().catch((error) => { if (!parts.signal.aborted) replace(chart, h("p", { class: "dim" }, error.message)); });
   }
 
   function describe(pool) {
@@ -48,7 +49,7 @@ export async function pools(place, { signal, onEvent }) {
     const changes = (pool.changes || []).slice(0, 10); // the newest come first
     replace(facts, h("h2", {}, pool.runtime), h("dl", {}, lines.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       changes.length ? [h("h2", {}, "Changes"), table(["When", "From", "To", "Why"], changes.map((each) => h("tr", {},
-        h("td", {}, new Date(each.at * 1000).toLocaleTimeString()), h("td", {}, each.from), h("td", {}, each.to), h("td", { class: "wrap" }, each.why))), "Changes")] : []);
+        h("td", {}, when(new Date(each.at * 1000).toISOString())), h("td", {}, each.from), h("td", {}, each.to), h("td", { class: "wrap" }, each.why))), "Changes")] : []);
   }
   const stop = onEvent((event) => { if (event.name === "pool.resized") look().catch(() => {}); });
   const timer = setInterval(() => look().catch((error) => { if (!signal.aborted) say(error.message); }), 5000);

@@ -1,14 +1,14 @@
 // Background processes of a session: what runs, its output, and its end.
 
 import { events, get, path, post, request } from "./api.js";
-import { age, h, replace, say, shown, table } from "./dom.js";
+import { age, field, h, replace, say, shown, table } from "./dom.js";
 
 const MOST = 256 << 10; // characters of output that are shown
 
 export async function processes(place, { id, signal }) {
   const list = h("div"), output = h("div");
-  const command = h("input", { id: "command", placeholder: "python3 -m http.server 8000", size: 48 });
-  const form = h("form", { class: "bar" }, h("label", { for: "command" }, "Command"), command, h("button", { class: "main", type: "submit" }, "Start"),
+  const command = h("input", { id: "command", placeholder: "python3 -m http.server 8000", size: 36 });
+  const form = h("form", { class: "bar" }, field("Command", command), h("button", { class: "main", type: "submit" }, "Start"),
     h("button", { type: "button", onclick: () => look() }, "Look again"));
   replace(place, form, list, output);
 

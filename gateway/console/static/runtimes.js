@@ -1,9 +1,7 @@
 // Runtimes: what a session can be made of, the state of each one's warm pool, and what went wrong with it.
 
 import { get, post } from "./api.js";
-import { age, h, replace, say, table } from "./dom.js";
-
-const duration = (seconds) => (seconds >= 3600 ? seconds / 3600 + " h" : seconds >= 60 ? seconds / 60 + " min" : seconds + " s");
+import { duration, h, replace, say, table } from "./dom.js";
 
 export async function runtimes(place, { caller, signal, onEvent }) {
   const list = h("div"), may = ["admin", "member"].includes(caller.role);
@@ -20,16 +18,16 @@ export async function runtimes(place, { caller, signal, onEvent }) {
     const conditions = [pool.lastError && h("span", { class: "error" }, pool.lastError + (pool.retryAt ? `; tried again in ${until(pool.retryAt)}` : "")),
       pool.losses ? `${pool.losses} sandboxes were lost, the last: ${pool.lastLoss || "unknown"}` : "",
       !pool.lastError && pool.ready >= pool.target ? "ready" : !pool.lastError ? "filling" : ""].filter((one) => one);
-    return h("tr", {}, h("td", { class: "mono" }, name), h("td", {}, each.kind), h("td", { class: "mono" }, each.image || "this machine's Python"),
+    return h("tr", {}, h("td", { class: "mono" }, name), may ? h("td", {}, start(name)) : "", h("td", {}, each.kind), h("td", { class: "mono" }, each.image || "this machine's Python"),
       h("td", {}, duration(each.sessionTimeout)), h("td", {}, duration(each.maxSessionDuration)),
       h("td", {}, `${pool.ready} of ${pool.target}, ${pool.mode}`), h("td", {}, pool.claimed),
       h("td", {}, pool.leadTimeP50 === null ? "–" : pool.leadTimeP50.toFixed(2) + " s"),
-      h("td", { class: "wrap" }, conditions.map((one, i) => [i ? h("br") : "", one])), may ? h("td", {}, start(name)) : "");
+      h("td", { class: "wrap" }, conditions.map((one, i) => [i ? h("br") : "", one])));
   }
   async function look() {
     const found = (await get("/v1/runtimes", { signal })).runtimes;
-    replace(list, found.length ? table(["Runtime", "Kind", "Image", "Sleeps after", "Ends after", "Warm", "In use", "Half start within", "Condition",
-      ...(may ? ["Use"] : [])], found.map(row), "Runtimes") : h("p", {}, "None yet: `wakegate serve --runtimes FILE` reads a manifest of them."));
+    replace(list, found.length ? table(["Runtime", ...(may ? ["Use"] : []), "Kind", "Image", "Sleeps after", "Ends after", "Warm", "In use",
+      "Start p50", "Condition"], found.map(row), "Runtimes") : h("p", { class: "empty" }, "None yet: `wakegate serve --runtime FILE` reads a manifest of them."));
   }
   const stop = onEvent((event) => { if (event.name === "pool.resized") look().catch(() => {}); });
   const timer = setInterval(() => look().catch((error) => { if (!signal.aborted) say(error.message); }), 5000);

@@ -1,7 +1,7 @@
 // One session: its state and history, a terminal, files, a code cell, ports; sleep, wake, end.
 
 import { get, path, post, request } from "./api.js";
-import { age, h, replace, say, shown, size, table } from "./dom.js";
+import { ago, h, replace, say, shown, size, table, until, when } from "./dom.js";
 import { code } from "./code.js";
 import { files } from "./files.js";
 import { ports } from "./ports.js";
@@ -29,19 +29,30 @@ export async function session(place, frame) {
   });
   const offered = TABS.filter(([name]) => (uses || !CONTENTS.includes(name)) && (manages || name !== "audit"));
   const tabs = offered.map(([name, title, open]) => h("button", { role: "tab", id: "tab-" + name, "aria-selected": "false",
-    onclick: () => select(name, open) }, title));
+    onclick: () => select(name, open), onkeydown: (event) => {
+      // As tabs are known to work: Tab goes into them and out, arrows go among them.
+      const at = tabs.indexOf(event.target), to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      const next = (to + tabs.length) % tabs.length;
+      select(offered[next][0], offered[next][2], true);
+      tabs[next].focus();
+    } }, title));
   replace(place, h("h1", {}, "Session ", h("code", {}, id)), facts, usesNow, h("div", { class: "bar" }, manages ? [sleep, wake, end] : ""),
     h("div", { class: "tabs", role: "tablist", "aria-label": "Parts of the session" }, tabs), panel);
 
   let opened = null;
-  function select(name, open) {
+  function select(name, open, byArrow = false) {
     opened?.abort();
     opened = new AbortController();
-    for (const each of tabs) each.setAttribute("aria-selected", String(each.id === "tab-" + name));
+    for (const each of tabs) {
+      each.setAttribute("aria-selected", String(each.id === "tab-" + name));
+      each.tabIndex = each.id === "tab-" + name ? 0 : -1;
+    }
     panel.setAttribute("aria-labelledby", "tab-" + name);
     const inner = h("div");
     replace(panel, inner);
-    Promise.resolve(open(inner, { ...frame, id, signal: opened.signal }))
+    Promise.resolve(open(inner, { ...frame, id, signal: opened.signal, byArrow }))
       .catch((error) => { if (!opened.signal.aborted) replace(inner, h("p", { class: "error" }, error.message)); });
   }
   function draw() {
@@ -49,12 +60,12 @@ export async function session(place, frame) {
     const line = (name, value) => (value ? [h("dt", {}, name), h("dd", {}, value)] : []);
     replace(facts, h("dt", {}, "State"), state, line("Why", document.reason),
       line("Runtime", `${document.runtime.namespace}/${document.runtime.name}`), line("Tenant", document.tenant),
-      line("Made", age(document.createdAt) + " ago"), line("Last use", age(document.lastActiveAt) + " ago"),
-      line("Ends", document.expiresAt), line("Start", document.start),
+      line("Made", ago(document.createdAt)), line("Last use", ago(document.lastActiveAt)),
+      line("Ends", document.state !== "terminated" && until(document.expiresAt)), line("Start", document.start),
       line("Metadata", Object.entries(document.metadata).map(([key, value]) => `${key}=${value}`).join(", ")));
-    sleep.disabled = document.state !== "active";
-    wake.disabled = document.state === "active" || document.state === "terminated";
-    end.disabled = document.state === "terminated";
+    sleep.hidden = document.state !== "active";
+    wake.hidden = !["hibernated", "lost"].includes(document.state);
+    end.hidden = document.state === "terminated";
   }
   async function refresh() { document = await get(path`/v1/sessions/${id}`, { signal }); draw(); }
   draw();
@@ -79,7 +90,7 @@ export async function session(place, frame) {
 async function history(place, { id, signal, onEvent }) {
   async function look() {
     const found = await get(path`/v1/sessions/${id}/logs`, { signal });
-    const rows = found.events.reverse().map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.event),
+    const rows = found.events.reverse().map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.event),
       h("td", { class: "wrap" }, Object.entries(each.details).map(([key, value]) => `${key}: ${value}`).join(", "))));
     replace(place, rows.length ? table(["When", "What", "Details"], rows, "History") : h("p", {}, "Nothing since this gateway's start."));
   }
@@ -89,9 +100,9 @@ async function history(place, { id, signal, onEvent }) {
 
 async function egress(place, { id, signal }) {
   const found = await get(path`/v1/sessions/${id}/egress`, { signal });
-  const rows = found.log.map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.outcome),
-    h("td", { class: "mono" }, `${each.host}:${each.port}`), h("td", {}, each.bytesSent + each.bytesReceived), h("td", { class: "wrap" }, each.reason || each.rule)));
-  replace(place, h("p", {}, `${found.bytesSent} bytes sent, ${found.bytesReceived} received; ${found.connections.refused} connections refused.`),
+  const rows = found.log.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.outcome),
+    h("td", { class: "mono" }, `${each.host}:${each.port}`), h("td", {}, size(each.bytesSent + each.bytesReceived)), h("td", { class: "wrap" }, each.reason || each.rule)));
+  replace(place, h("p", {}, `${size(found.bytesSent)} sent, ${size(found.bytesReceived)} received; ${found.connections.refused} connections refused.`),
     rows.length ? table(["When", "Outcome", "Where", "Bytes", "Why"], rows, "Egress") : h("p", { class: "dim" }, "It has reached nothing."));
 }
 
@@ -104,7 +115,7 @@ async function audit(place, { id, signal }) {
     try { found = await get(path`/v1/sessions/${id}/audit?limit=200`, { signal }); }
     catch (error) { said.textContent = shown(error.message); return; }
     const who = (actor) => [actor.subject, actor.role, actor.keyId && "key " + actor.keyId, actor.address && "from " + actor.address].filter((each) => each).join(", ");
-    const rows = found.events.map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.action), h("td", { class: "wrap" }, who(each.actor)),
+    const rows = found.events.map((each) => h("tr", {}, h("td", {}, when(each.at)), h("td", {}, each.action), h("td", { class: "wrap" }, who(each.actor)),
       h("td", {}, each.status || "", each.code ? " " + each.code : ""),
       h("td", { class: "wrap" }, Object.entries(each.detail).map(([key, value]) => `${key}: ${value}`).join(", "))));
     said.textContent = found.complete ? "" : "Older lines are in the files of the trail.";

@@ -1,7 +1,7 @@
 // The table of sessions: a page of a hundred at a time, so that ten thousand are no more work than fifty.
 
 import { get, post } from "./api.js";
-import { age, h, replace, say, table } from "./dom.js";
+import { age, field, h, replace, say, table } from "./dom.js";
 
 const PAGE = 100;
 const MOST_ASKED = 50; // requests of one search for a page: each looks through 20,000 sessions at most
@@ -19,8 +19,7 @@ export async function sessions(place, { caller, signal, onEvent }) {
   let shown = [], next = null, wanted = 0;
 
   replace(place, h("h1", {}, "Sessions"),
-    h("div", { class: "bar" }, h("label", { for: "state" }, "State"), state, h("label", { for: "runtime" }, "Runtime"), runtime,
-      h("label", { for: "search" }, "Search"), search, may ? create : ""),
+    h("div", { class: "bar" }, field("State", state), field("Runtime", runtime), field("Search", search), may ? create : ""),
     table(["Session", "State", "Runtime", "Age", "Last use", "Start", "Tenant", "Metadata"], [], "Sessions"),
     h("div", { class: "bar" }, back, forth, where));
   place.querySelector("tbody").replaceWith(rows);
@@ -32,8 +31,10 @@ export async function sessions(place, { caller, signal, onEvent }) {
     h("td", {}, each.tenant || ""), h("td", {}, Object.entries(each.metadata).map(([key, value]) => `${key}=${value}`).join(" ").slice(0, 120)));
 
   function draw() {
-    replace(rows, shown.map(row));
-    where.textContent = shown.length ? `page ${cursors.length}, ${shown.length} sessions` : next ? "none found yet" : "no sessions";
+    const asked = state.value || runtime.value.trim() || search.value.trim();
+    replace(rows, shown.length ? shown.map(row) : h("tr", {}, h("td", { class: "empty", colspan: 8 }, next ? "None among those looked through yet."
+      : asked ? "No session fits." : may ? "No sessions yet. “New session” makes one, and so does `wakegate create`." : "No sessions yet.")));
+    where.textContent = shown.length ? `page ${cursors.length}, ${shown.length} session${shown.length > 1 ? "s" : ""}` : next ? "none found yet" : "no sessions";
     back.disabled = cursors.length < 2;
     forth.disabled = !next;
   }
@@ -62,8 +63,8 @@ export async function sessions(place, { caller, signal, onEvent }) {
   runtime.addEventListener("change", again);
   let typed = 0;
   search.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(again, 200); });
-  back.addEventListener("click", () => { cursors.pop(); load(); });
-  forth.addEventListener("click", () => { cursors.push(next); load(); });
+  back.addEventListener("click", () => { cursors.pop(); load().catch((error) => say(error.message)); });
+  forth.addEventListener("click", () => { cursors.push(next); load().catch((error) => say(error.message)); });
   create.addEventListener("click", async () => {
     create.disabled = true;
     try { location.hash = "#/session/" + encodeURIComponent((await post("/v1/sessions", {})).id); }

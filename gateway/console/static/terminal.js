@@ -23,11 +23,11 @@ function withSheets(make) {
   try { return make(); } finally { document.createElement = create; }
 }
 
-export async function terminal(place, { id, signal, caller }) {
+export async function terminal(place, { id, signal, caller, byArrow }) {
   const box = h("div", { class: "terminal" }), line = h("p", { class: "dim", id: "terminal-state" }, "connecting…");
   replace(place, box, line);
   const view = new Terminal({ cursorBlink: true, scrollback: 5000, screenReaderMode: false, allowProposedApi: false,
-    linkHandler: { activate() {} }, theme: { background: "#111111" } });
+    linkHandler: { activate() {} }, theme: { background: "#000000" } });
   const fit = new FitAddon();
   view.loadAddon(fit);
   withSheets(() => view.open(box));
@@ -81,5 +81,5 @@ export async function terminal(place, { id, signal, caller }) {
   const found = await get(path`/v1/sessions/${id}`, { signal });
   if (found.state === "active") await connect();
   else line.textContent = "the session sleeps; a key wakes it";
-  view.focus();
+  if (!byArrow) view.focus(); // which keeps every key to itself: who goes through the tabs with arrows could not go on
 }

@@ -28,17 +28,18 @@ export async function whatIf(place, runtime, { signal }) {
     replace(said, h("dt", {}, "Target"), h("dd", { id: "what-if-target" }, `${number(each.targetMissRate * 100)} % of claims may miss`), line("Would cost", each),
       line("Followed now", found.followed), fixed ? line(`Fixed at ${fixed.level}`, fixed) : []);
   }
+  const bare = name.split("@")[0]; // of an agent: the history is of all its revisions
   async function history() {
-    const reply = await request("GET", "/v1/autoscaler/history?" + new URLSearchParams({ runtime: `${namespace}/${name}`, bucket: 1 }), { raw: true });
+    const reply = await request("GET", "/v1/autoscaler/history?" + new URLSearchParams({ runtime: `${namespace}/${bare}`, bucket: 1 }), { raw: true });
     const url = URL.createObjectURL(await reply.blob());
-    h("a", { href: url, download: `${name}.ndjson` }).click();
+    h("a", { href: url, download: `${bare}.ndjson` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   }
   slider.addEventListener("input", draw);
   replace(place, h("h2", {}, "What if"), h("p", { class: "dim" }, `Of ${number(found.rememberedClaims)} claims in the last ${number(found.rememberedSeconds / 3600)} h; `
-    + `since the first look forecasts have saved ${number(found.saved.savedSandboxSeconds)} sandbox-seconds beside the best fixed size.`),
+    + `since the first look forecasts have ${found.saved.savedSandboxSeconds < 0 ? "cost" : "saved"} ${number(Math.abs(found.saved.savedSandboxSeconds))} sandbox-seconds ${found.saved.savedSandboxSeconds < 0 ? "more than" : "beside"} the best fixed size.`),
   h("div", { class: "bar" }, h("label", { for: "what-if" }, "Target of misses"), "20 %", slider, "0.1 %"), said,
   h("div", { class: "bar" }, h("button", { onclick: () => history().catch((error) => say(error.message)) }, "Download the history"),
-    h("span", { class: "dim" }, "replay it: "), h("code", {}, `wakegate replay ${name}.ndjson`)));
+    h("span", { class: "dim" }, "replay it: "), h("code", {}, `wakegate replay ${bare}.ndjson`)));
   draw();
 }
