@@ -439,6 +439,9 @@ def test_port_forward_serves_a_port_at_the_root_and_to_this_machine_only(
     ) as running:  # fmt: skip
         assert running.stdout is not None
         assert f"127.0.0.1:{local}" in running.stdout.readline()
+        taken = wakegate(environ, "port-forward", session, f"8000:{local}")
+        assert taken.returncode == 1
+        assert f"port {local} of this machine cannot be used (address already in use); name another" in taken.stderr
         try:
             assert _get(local, "/dir/", f"127.0.0.1:{local}")[2] == "page\n"
             status, location, _ = _get(local, "/dir", f"localhost:{local}")

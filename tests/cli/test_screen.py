@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from operator import itemgetter
 
-from gateway.cli.remote.screen import span
+import pytest
+from rich.console import Console
+
+from gateway.cli.remote.screen import span, table_of
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,17 @@ from gateway.cli.remote.screen import span
 def test_duration_is_cut_and_not_rounded_up(seconds: float, text: str) -> None:
     """What is 23 hours and 59 minutes old is not a day old; of few units the next one is shown too."""
     assert span(seconds) == text
+
+
+def test_short_cells_are_shown_whole_beside_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow the terminal is that a sentence has to be cut for."""
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"NAME": "code-interpreters/default/interpreter", "MODE": "fixed", "READY": 2, "WHY": "because " * 40}
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(table_of([row], {name: itemgetter(name) for name in row}))
+    head, line = shown.get().splitlines()
+    assert head.split() == ["NAME", "MODE", "READY", "WHY"]
+    assert line.split()[:3] == ["code-interpreters/default/interpreter", "fixed", "2"]
+    assert len(line.rstrip()) <= 80
+    assert line.rstrip().endswith("…")

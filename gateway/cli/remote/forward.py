@@ -9,6 +9,7 @@ a web page whose name was made to lead here (DNS rebinding) must not use the key
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 from typing import Annotated
@@ -65,9 +66,19 @@ async def _forward(target: Target, session: str, pairs: list[tuple[int, int]]) -
     for port, local in pairs:
         prefix = f"{urlsplit(target.url).path.rstrip('/')}{of_session(session)}/ports/{port}"
         connection = _Connections(target, prefix.encode())
-        servers.append(await asyncio.start_server(connection.serve, "127.0.0.1", local, limit=MAX_HEAD_BYTES))
+        try:
+            servers.append(await asyncio.start_server(connection.serve, "127.0.0.1", local, limit=MAX_HEAD_BYTES))
+        except OSError as error:
+            free = f"name another local one: {port}:PORT"
+            raise OSError(
+                error.errno, f"port {local} of this machine cannot be used ({_why(error)}); {free}"
+            ) from error
         print(f"http://127.0.0.1:{local} -> port {port} of {session}", flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)  # asyncio's own text has it twice
 
 
 class _Connections:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 _MAX_CELL = 200
+_SHORT, _LEAST, _GAP = 40, 12, 2  # of a cell that is shown whole; of another at least; between two: characters
 
 
 class Format(StrEnum):
@@ -115,25 +116,38 @@ def print_plain_table(
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], object]]) -> Any:
-    """The table as rich renders it."""
+    """The table as rich renders it. What is short is shown whole; long cells share what is left of the line."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[plain(cell(row))[:_MAX_CELL] for cell in columns.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    # rich would take from every column alike where a line is too long, and show "1" as an ellipsis beside a sentence.
+    long = sum(width > _SHORT for width in widths)
+    taken = sum(width for width in widths if width <= _SHORT) + _GAP * (len(widths) - 1)
+    left = max(_LEAST, (Console().width - taken) // max(long, 1))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in columns:
-        # Ids are to be copied whole; what else is too long for the line is cut.
-        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=36 if title == "ID" else None)
-    for row in rows:
-        table.add_row(*(_cell(Text, title, cell(row)) for title, cell in columns.items()))
+        table.add_column(title, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(
+            *(
+                Text(
+                    _cut(text, left if width > _SHORT else width),
+                    style=_STYLES.get(text, "") if title == "STATE" else "",
+                )
+                for title, text, width in zip(columns, row, widths, strict=True)
+            )
+        )
     return table
 
 
 _STYLES = {"active": "green", "hibernated": "blue", "lost": "red", "terminated": "dim", "waking": "yellow"}
 
 
-def _cell(text_type: Any, title: str, value: object) -> Any:
-    text = plain(value)
-    return text_type(text[:_MAX_CELL], style=_STYLES.get(text, "") if title == "STATE" else "")
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def age(moment: str | None) -> str:

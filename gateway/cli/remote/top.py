@@ -62,7 +62,7 @@ def top(
         while True:
             tables = [table_of(_pools(before), _COLUMNS)]
             if lately := _metrics(gateway, before["lately"]):
-                tables += ["", table_of(lately, _OF_SESSIONS)]
+                tables += ["", table_of(lately, _OF_LATELY)]
             live.update(Group(Text(_summary(before, last)), "", *tables), refresh=True)
             time.sleep(interval)
             last, before = before, _look(gateway)
@@ -99,7 +99,10 @@ def _used(field: str, limit: str, show: Callable[[float], str]) -> Callable[[Map
         sandbox = row["sandbox"] or {}
         if sandbox.get(field) is None:
             return ""
-        return show(sandbox[field]) + ("" if sandbox.get(limit) is None else f" of {show(sandbox[limit])}")
+        used = show(sandbox[field])
+        if sandbox.get(limit) is None:
+            return used
+        return f"{used.removesuffix(' MiB')} of {show(sandbox[limit])}"  # the unit once
 
     return cell
 
@@ -118,6 +121,10 @@ _OF_SESSIONS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     "REQUESTS": lambda row: row["requests"],
     "STARTS": lambda row: " ".join(f"{kind}={count}" for kind, count in row["starts"].items() if count),
 }
+
+
+# Of those that are active, in a line of 100 characters.
+_OF_LATELY = {title: cell for title, cell in _OF_SESSIONS.items() if title not in ("STATE", "STARTS")}
 
 
 def _look(gateway: Client) -> dict[str, Any]:
