@@ -39,7 +39,8 @@ LIMIT = 40
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One gateway for the module."""
     folder = tmp_path_factory.mktemp("remote")
-    with serve(folder / "state", "--warm-pool", "1", "--audit-log", str(folder / "audit.log")) as running:
+    flags = ("--warm-pool", "1", "--usage-interval", "1s", "--audit-log", str(folder / "audit.log"))
+    with serve(folder / "state", *flags) as running:
         yield running
 
 
@@ -211,6 +212,8 @@ def test_what_lists_or_gets_has_four_forms(
         assert remote.run([*(session if word == "ID" else word for word in words), "-o", form]) == 0
         return capsys.readouterr().out
 
+    if words == ("usage",):  # which is written down each second here
+        wait_until(lambda: json.loads(said("json"))["usage"], "something was used")
     as_json, as_yaml = json.loads(said("json")), yaml.safe_load(said("yaml"))
     assert fields_of(as_yaml) == fields_of(as_json)  # and not what is in them: pools fill between two calls
     names = said("name").splitlines()

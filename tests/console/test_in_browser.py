@@ -144,12 +144,16 @@ def test_pages_are_accessible_and_fit_a_wide_and_a_narrow_screen(server: Server,
         for name in _PAGES:
             page.goto(f"{server.url}/#/{name}")
             page.wait_for_selector("main h1")
-            page.wait_for_function("document.querySelector('main').textContent.length > 40")
+            wait_until(lambda: page.evaluate("document.querySelector('main').textContent.length > 40"), "it is filled")
             assert page.title().lower() == f"{name} - wakegate"
             for width in (390, 1280):
                 page.set_viewport_size({"width": width, "height": 900})
                 # Waited for, as charts follow a moment later.
-                page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+                # By `evaluate`: wait_for_function evaluates text in the page, which its policy forbids.
+                wait_until(
+                    lambda: page.evaluate("document.documentElement.scrollWidth <= innerWidth"),
+                    f"{name} fits a screen of {width}",
+                )
             check_accessible(page, f"{name}, {scheme}")
 
 

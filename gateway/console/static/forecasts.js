@@ -25,7 +25,10 @@ export async function forecasts(place, runtime, { signal }) {
     [FIELDS, make(above, [edge("high"), edge("low"), line("forecast", "#3b82d0"), line("came", "#d9453c", { width: 0, points: { show: true, size: 6, fill: "#d9453c" } })],
       { bands: [{ series: [1, 2], fill: "rgba(121,168,216,.25)" }] })],
     [POOL, make(below, [line("target", "#7d8590"), line("ready", "#2da44e"), line("claims", "#9a6ee8"), line("misses", "#d9453c")])]];
-  const resized = new ResizeObserver(() => charts.forEach(([, chart]) => chart.setSize({ width: width(above), height: 200 })));
+  // A frame later: to change a size while sizes are told is an error, which browsers report to the page.
+  const resized = new ResizeObserver(() => requestAnimationFrame(() => {
+    if (!signal.aborted) charts.forEach(([, chart]) => { if (chart.width !== width(above)) chart.setSize({ width: width(above), height: 200 }); });
+  }));
   resized.observe(above);
   signal.addEventListener("abort", () => resized.disconnect());
   signal.addEventListener("abort", () => charts.forEach(([, chart]) => chart.destroy()));
