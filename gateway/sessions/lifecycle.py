@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import SessionNotFoundError, WakegateError
+from gateway.core.errors import RuntimeNotFoundError, SessionNotFoundError, WakegateError
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import (
@@ -120,7 +120,14 @@ class Lifecycle:
         allowed = self._quotas.limits(current().tenant).public_ports is not False
         check_public_ports(runtime, public_ports, allowed=allowed)
         session_id = new_id()
-        sandbox, claim_s = await self._first_sandbox.claim(runtime, session_id, ttl)
+        try:
+            sandbox, claim_s = await self._first_sandbox.claim(runtime, session_id, ttl)
+        except RuntimeNotFoundError:
+            # An agent's revision that was rolled back while this waited for its sandbox: another one serves now.
+            before, runtime = runtime.key, choose_runtime(self._catalog, runtime_key)
+            if runtime.key == before:
+                raise
+            sandbox, claim_s = await self._first_sandbox.claim(runtime, session_id, ttl)
         session = new_record(
             session_id,
             runtime,

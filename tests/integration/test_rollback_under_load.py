@@ -32,6 +32,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Agent).serve_forever()
 """
 PATH = "/v1/namespaces/default/agent-runtimes/greeter/invocations/"
 ON_THE_OLD = 4  # sessions that are asked again and again
+ASKED = 4  # requests of each new session
 
 
 def spec(says: str) -> dict[str, Any]:
@@ -62,9 +63,13 @@ class Load:
                     try:
                         said = client.get(PATH, headers=headers())
                         self.answers[who, said.status_code, said.text] += 1
-                        if who == "new":  # its sandbox is another one's
-                            client.delete(f"/v1/sessions/{said.headers['x-session-id']}")
-                    except (httpx.HTTPError, KeyError) as error:
+                        session = said.headers.get("x-session-id")
+                        if who == "new" and session:
+                            for _ in range(ASKED - 1):  # a sandbox takes long to start on a machine with other work
+                                said = client.get(PATH, headers={"x-session-id": session})
+                                self.answers[who, said.status_code, said.text] += 1
+                            client.delete(f"/v1/sessions/{session}")  # its sandbox is another one's
+                    except httpx.HTTPError as error:
                         self.problems.append(f"{who}: {error!r}")
 
         thread = threading.Thread(target=ask)
@@ -89,8 +94,8 @@ def rollout(server: Server) -> dict[str, Any]:
 
 
 def test_a_failing_canary_is_rolled_back_under_load_and_the_old_revision_serves_on(tmp_path: Path) -> None:
-    """No request of a session that the old revision has fails, before, during or after; new ones fail at most while
-    the canary gets them."""
+    """No request of a session that the old revision has fails, before, during or after; new ones fail at most with
+    what the canary answers, also those that were waiting for its sandbox when it was rolled back."""
     with serve(tmp_path / "state") as server:
         made = server.client.post("/v1/agents", json={"name": "greeter", "spec": spec("good")})
         assert made.status_code == 201, made.text
@@ -102,22 +107,22 @@ def test_a_failing_canary_is_rolled_back_under_load_and_the_old_revision_serves_
                 load.run("old", lambda session=session: session)  # type: ignore[misc]
             load.run("new", dict)
             wait_until(lambda: load.count("old") > 50, "the old revision is under load")
-            strategy = {"canary": {"weight": 50}, "window": "60s", "minRequests": 4}
+            strategy = {"canary": {"weight": 100}, "window": "60s", "minRequests": ASKED}
             changed = server.client.patch("/v1/agents/greeter", json={"spec": spec("bad"), "strategy": strategy})
             assert changed.status_code == 200, changed.text
-            wait_until(lambda: rollout(server)["rollout"] is None, "it was rolled back by itself")
+            wait_until(lambda: rollout(server)["rollout"] is None, "it was rolled back by itself", within=45.0)
             told = [each["text"] for each in rollout(server)["events"] if each["revision"] == 2]
             assert any(each.startswith("rolled back") and "requests failed" in each for each in told), told
             assert rollout(server)["stable"] == 1
             asked, new = load.count("old"), load.count("new")
             wait_until(lambda: load.count("old") > asked + 50, "the old revision is under load afterwards")
             failed = load.answers["new", 500, "bad"]
-            wait_until(lambda: load.count("new") > new + 1, "new sessions begin")  # one may have been under way
-            assert load.answers["new", 500, "bad"] <= failed + 1
+            wait_until(lambda: load.count("new") > new + ASKED, "new sessions begin")
+            assert load.answers["new", 500, "bad"] <= failed + ASKED  # of one that was under way
         assert not load.problems
         assert {(status, text) for who, status, text in load.answers if who == "old"} == {(200, "good")}, load.answers
         assert {(status, text) for who, status, text in load.answers if who == "new"} <= {
             (200, "good"),
             (500, "bad"),
         }, load.answers
-        assert failed >= 4, load.answers
+        assert failed >= ASKED, load.answers

@@ -32,6 +32,7 @@ from gateway.core.model import (
     SuspendReport,
 )
 from gateway.core.units import rfc3339
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.testing import MemorylessExecutor, ScriptedProvider
 from tests.support.scripted import KEY
 from tests.support.session_world import World
@@ -56,6 +57,19 @@ async def test_created_session_is_on_record_with_its_sandbox(world: World) -> No
     assert (record.state, record.sandbox, record.start) == (SessionState.ACTIVE, opened.sandbox, StartKind.WARM)
     assert (record.expires_at - world.clock.now(), record.idle_timeout) == (28800.0, 900.0)
     assert (record.metadata, record.tenant, record.user, opened.restored) == ({"a": "b"}, "t", "ann", None)
+
+
+async def test_session_that_waits_for_a_revision_that_is_rolled_back_gets_the_one_that_serves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was chosen is withdrawn during the claim; a runtime that is gone for good is still an error."""
+    canary = replace(world.runtime, key=replace(KEY, revision=2))
+    chosen = iter([canary, world.runtime, canary, canary])
+    monkeypatch.setattr(StaticCatalog, "choose", lambda *_: next(chosen))  # the catalog of agents chooses so
+    opened = await world.lifecycle.create(KEY)
+    assert (opened.session.runtime, opened.sandbox.runtime) == (KEY, KEY)
+    with pytest.raises(RuntimeNotFoundError):
+        await world.lifecycle.create(KEY)
 
 
 async def test_cached_record_is_read_from_memory_where_nobody_else_writes(
