@@ -44,6 +44,10 @@ def main() -> int:
             from picod.receive import receive
 
             return asyncio.run(receive(config, _listen(config)))
+        if config.code_uid is not None:
+            from picod.filesystem.code_user import become_apart
+
+            become_apart(config.code_uid)
         os.makedirs(config.workspace, exist_ok=True)
         if config.egress_fd is not None:
             from picod.ports.egress import hand_over
@@ -87,8 +91,14 @@ def _listen(config: PicodConfig) -> socket.socket:
 async def _serve(app: Picod, listener: socket.socket, config: PicodConfig) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    # The first process of a pid namespace gets from within it only signals that it handles. Where a lifeline ends it,
+    # it handles none, so that code cannot end it even as its own user.
+    is_shielded = os.getpid() == 1 and config.lifeline_fd is not None
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        if is_shielded:
+            signal.signal(number, signal.SIG_DFL)
+        else:
+            loop.add_signal_handler(number, stop.set)
     if config.lifeline_fd is not None:
         _watch_lifeline(loop, app.services, config.lifeline_fd)
     tasks: set[asyncio.Task[None]] = set()

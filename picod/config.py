@@ -107,6 +107,9 @@ class PicodConfig:
     egress_host: str = "127.0.0.1"
     """Where it listens for that."""
 
+    code_uid: int | None = None
+    """The user of the code that it runs, which picod is when it starts, and is not from then on: code_user.py."""
+
     inspectable: bool = False
     """Allow debuggers and /proc of the same user to inspect this process: to measure picod, never beside user code."""
 
@@ -154,6 +157,7 @@ class PicodConfig:
             oom_fd=args.oom_fd,
             egress_service=environ.get(wire.ENV_EGRESS, "") == "service",
             egress_host=args.egress_host,
+            code_uid=args.code_uid,
             inspectable=args.inspectable,
         )
 
@@ -190,6 +194,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
     # Flags only: an environment variable could be set by an image or a manifest.
     add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
+    add("--code-uid", type=int, help="leave this user, as whom it starts, to the code that it runs; as root of two")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     add("--egress-fd", type=int, help="a unix socket, over which the egress proxy's listening socket is handed out")
     add("--oom-fd", type=int, help="a unix socket, over which this process's oom_score_adj is handed in")

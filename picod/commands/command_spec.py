@@ -96,7 +96,10 @@ def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
 
 def _may_execute(path: bytes, cwd_fd: int) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path, dir_fd=cwd_fd).st_mode) and os.access(path, os.X_OK, dir_fd=cwd_fd)
+        if not stat.S_ISREG(os.stat(path, dir_fd=cwd_fd).st_mode):
+            return False
+        # Not by the real user, which may be picod's: for files picod is user code (filesystem/code_user.py).
+        return os.access(path, os.X_OK, dir_fd=cwd_fd, effective_ids=True)
     except OSError:
         return False
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from picod.commands.oom_priority import OomPriority
 from picod.filesystem import syscalls
+from picod.filesystem.code_user import code_user
 
 _MARK_BASE = 1 << 56
 _KILL_TIMEOUT_S = 5.0  # until what cannot be killed (stuck in the kernel) is left alone
@@ -88,7 +89,7 @@ class Children:
         if mark is not None:
             resource.setrlimit(resource.RLIMIT_RTTIME, (mark, old[1]))
         try:
-            with self.oom_priority.first_to_go():
+            with self.oom_priority.first_to_go(), code_user:
                 popen = subprocess.Popen(  # vfork and exec: a millisecond or two
                     argv,
                     executable=executable,

@@ -48,7 +48,7 @@ def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[En
                 error, inside = "", None
                 if stat.S_ISDIR(status.st_mode) and level + 1 < depth:
                     # Asked first: the walk adds no rights here, as listing must not change modes even for a moment.
-                    if os.access(name, os.R_OK | os.X_OK, dir_fd=position.fd):
+                    if os.access(name, os.R_OK | os.X_OK, dir_fd=position.fd, effective_ids=True):
                         position.enter(name)
                         inside = _names(position.fd, after[level + 1 : level + 2] if on_way else [])
                     else:

@@ -71,6 +71,10 @@ PROC_MASKED = (
     "vmallocinfo",
 )
 
+# Of picod over its own namespace, where it has another user than user code: to start that as the other, to signal it
+# and to read its limits; CAP_SETPCAP to give up the rest. It hands none of them down (picod/filesystem/code_user.py).
+_PICOD_RIGHTS = ("CAP_SETUID", "CAP_KILL", "CAP_SYS_RESOURCE", "CAP_SETPCAP")
+
 # Folders of it that name devices and drivers of the machine: empty inside.
 PROC_COVERED = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 
@@ -101,6 +105,7 @@ class BwrapConfig:
     environment: Mapping[str, str]  # the whole environment of the first process
     limits: Limits
     disable_userns: bool = True
+    apart: bool = False  # picod and user code have two users: namespaces are mapped and limited from outside
     hidden: tuple[str, ...] = ()  # folders on the host that no bind may show: they are empty inside
     devices: Mapping[str, str] = field(default_factory=dict)  # nodes below /dev, path inside -> path on the host
     shown: Mapping[str, str] = field(default_factory=dict)  # path on the host -> where bwrap's user reaches it
@@ -159,12 +164,15 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     """
     # --unshare-user by name, although it is the default for an ordinary user: --disable-userns insists on it.
     args = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
-    if config.disable_userns:
+    if config.disable_userns and not config.apart:  # bwrap does that with a second namespace, which has one user
         args += ["--disable-userns"]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--hostname", "sandbox"]
     # --new-session: code cannot type into the terminal that the gateway was started from. --cap-drop: started as root,
-    # bwrap would leave the sandbox all capabilities.
-    args += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    # bwrap would leave the sandbox all capabilities. --as-pid-1: the first process of a pid namespace is not killed or
+    # stopped by signals from within, whoever sends them; picod reaps what others leave, as that process must.
+    args += ["--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", "--clearenv"]
+    if config.apart:
+        args += [word for right in _PICOD_RIGHTS for word in ("--cap-add", right)]
     for folder in config.host.folders:
         args += ["--ro-bind", folder, folder]
     for target, path in config.host.symlinks:

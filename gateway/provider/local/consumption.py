@@ -44,9 +44,8 @@ def memory_bytes(group: Cgroup) -> float | None:
 
 
 def processes(pid: int) -> int:
-    """How many processes the sandbox has, without the two that keep it. `pid`: its outermost process."""
-    # bubblewrap outside of the pid namespace and as its first process; the third is picod, which is counted.
-    return max(0, len(process_tree.descendants(pid)) - 2)
+    """How many processes the sandbox has, picod among them. `pid`: its outermost process, which is not counted."""
+    return max(0, len(process_tree.descendants(pid)) - 1)  # bubblewrap, outside of the pid namespace
 
 
 def _number(path: Path, key: str = "") -> float | None:

@@ -163,11 +163,18 @@ def readonly_binds(*pythons: Interpreter) -> dict[str, str]:
 
 
 def picod_command(
-    python: Interpreter, *, listener: int, lifeline: int, egress: int | None = None, oom: int | None = None
+    python: Interpreter,
+    *,
+    listener: int,
+    lifeline: int,
+    egress: int | None = None,
+    oom: int | None = None,
+    code_uid: int | None = None,
 ) -> list[str]:
     """The argv that starts picod on inherited descriptors.
 
     `egress`: where it hands out the egress proxy's socket; `oom`: where it gets its file of oom_priority.py.
+    `code_uid`: the user, inside, as whom it starts and whom it leaves to user code; None: it shares it.
 
     -S: no .pth file of the environment runs (coverage hooks, editable finders: tens of milliseconds). -P: the
     workspace, which is the working directory, is not searched for modules: a file json.py there belongs to the user.
@@ -176,6 +183,7 @@ def picod_command(
     flags = ["-S", "-s", "-P", "-B"]
     further = [] if egress is None else ["--egress-fd", str(egress)]
     further += [] if oom is None else ["--oom-fd", str(oom)]
+    further += [] if code_uid is None else ["--code-uid", str(code_uid)]
     return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline), *further]
 
 

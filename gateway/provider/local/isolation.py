@@ -5,6 +5,7 @@ There is no silent fallback: when isolation fails the start fails with the cause
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -16,7 +17,7 @@ from typing import Literal
 
 from gateway.core.model import Limits
 from gateway.provider.local import bwrap, namespace_limits, rlimits, seccomp
-from gateway.provider.local.descriptors import anonymous_file
+from gateway.provider.local.descriptors import Descriptors, anonymous_file
 from gateway.provider.local.mount_stage import AsUser
 
 Isolation = Literal["bubblewrap", "process"]
@@ -40,7 +41,8 @@ NESTED_WARNING = (
 SHARED_USER = (
     "all sandboxes share the gateway's user outside{why}: pipes, epoll watches and descriptors in flight count for all"
 )
-OWN_USERS = "each sandbox has a user of its own outside, of {ids}; files on the disk belong to the gateway's"
+OWN_USERS = "each sandbox has a user of its own outside, of {ids}; files on the disk belong to the gateway's; {picod}"
+PICOD_APART, PICOD_SHARES = "picod has another than user code", "picod has that of user code ({why})"
 
 NO_FILTER_WARNING = (
     "system calls are not filtered here (no seccomp in this kernel, or a machine that the filter does not know): "
@@ -82,15 +84,19 @@ class IsolationReport:
             [first, f"users: {self.users}", *limits, note, *(f"warning: {text}" for text in self.warnings)]
         )
 
-    def with_own_users(self, ids: str) -> IsolationReport:
-        """The same where each sandbox has a user of `ids`: root's rights over files and limits are not theirs."""
+    def with_own_users(self, ids: str, *, shares: str = "") -> IsolationReport:
+        """The same where each sandbox has a user of `ids`: root's rights over files and limits are not theirs.
+
+        `shares`: why picod has no other user than the code that it runs; empty: it has.
+        """
+        picod = PICOD_SHARES.format(why=shares) if shares else PICOD_APART
         limits = dict(self.limits)
         if limits["processes"].startswith("not"):
             limits["processes"] = "rlimit"
         if limits["file watches"].startswith("not"):
             limits["file watches"] = "own user (what the kernel grants to one)"
         warnings = tuple(each for each in self.warnings if each != ROOT_WARNING)
-        return replace(self, users=OWN_USERS.format(ids=ids), limits=limits, warnings=warnings)
+        return replace(self, users=OWN_USERS.format(ids=ids, picod=picod), limits=limits, warnings=warnings)
 
     def with_shared_user(self, why: str) -> IsolationReport:
         """The same with the reason why sandboxes share a user."""
@@ -192,22 +198,35 @@ def run_in_sandbox(
     filters = () if syscalls is None else (anonymous_file("syscalls", syscalls),)
     loaded = [word for each in filters for word in ("--seccomp", str(each))]
     words, inherited = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
-    try:
-        done = subprocess.run(
-            [*words, str(program), *loaded, *bwrap.arguments(config, command)],
-            env={},
-            capture_output=True,
-            timeout=_PROBE_TIMEOUT_S,
-            check=False,
-            pass_fds=(*filters, *inherited),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    finally:
+    with Descriptors() as fds:
         for each in filters:
-            os.close(each)
-    failure = done.stderr.decode(errors="replace").strip()
-    return None if done.returncode == 0 else failure or f"exit status {done.returncode}"
+            fds.add(each)
+        (info, info_write), (mapped, map_done) = fds.pipe(), fds.pipe()
+        if as_user is not None and as_user.maps:
+            loaded += ["--info-fd", str(info_write), "--userns-block-fd", str(mapped)]
+            inherited = (*inherited, info_write, mapped)
+        try:
+            with subprocess.Popen(
+                [*words, str(program), *loaded, *bwrap.arguments(config, command)],
+                env={},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(*filters, *inherited),
+            ) as popen:
+                try:
+                    if as_user is not None and as_user.maps:
+                        fds.close(info_write, mapped)
+                        if told := os.read(info, 4096):  # nothing: it has failed already
+                            as_user.write_maps(int(json.loads(told)["child-pid"]))
+                            os.write(map_done, b"xx")  # bwrap reads one byte twice
+                    errors = popen.communicate(timeout=_PROBE_TIMEOUT_S)[1]
+                except BaseException:
+                    popen.kill()
+                    raise
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    failure = errors.decode(errors="replace").strip()
+    return None if popen.returncode == 0 else failure or f"exit status {popen.returncode}"
 
 
 def _run_true(program: Path, *, disable_userns: bool, syscalls: bytes | None = None) -> str | None:

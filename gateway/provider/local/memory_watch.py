@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.2
 FULL_INTERVAL_S = 5.0  # memory that others free hides what a sandbox takes
 FREE_SOCKETS = 64  # the connections of an ordinary program, most of whose buffers are empty
-OWN_PROCESSES = 3  # of a sandbox: bwrap, the first process of its pid namespace, picod
+OWN_PROCESSES = 2  # of a sandbox: bwrap, and picod, the first process of its pid namespace
 MAX_SOCKET_BYTES = 208 << 10  # net.core.wmem_default
 _MAX_STEP_BYTES = 64 << 20
 _MIN_STEP_BYTES = 4 << 20
@@ -165,7 +165,7 @@ def measure(pid: int) -> Usage:
         if len(files) < len(_TMPFS):
             files |= _tmpfs(each, host_root)
     sizes = {each: _pss(each) for each in processes}
-    # Parents come first, so the first three are ours. They count, but are no victims: the sandbox would end anyway.
+    # Parents come first, so the first two are ours. They count, but are no victims: the sandbox would end anyway.
     own = sum(sizes.pop(each, 0) for each in processes[:OWN_PROCESSES])
     return Usage(sizes, sum(files.values()), len(sockets), own)
 

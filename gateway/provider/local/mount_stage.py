@@ -43,11 +43,21 @@ class Folders:
 
 @dataclass(frozen=True, slots=True)
 class AsUser:
-    """How a program is started as user and group `uid`: behind `words`, with the descriptor `namespace` inherited."""
+    """How a program is started as user and group `uid`: behind `words`, with the descriptor `namespace` inherited.
+
+    `maps`: the users and groups of a sandbox's user namespace where bwrap, as `uid`, may not map them itself: it may
+    map its own only.
+    """
 
     uid: int
     words: tuple[str, ...]
     namespace: int
+    maps: str = ""
+
+    def write_maps(self, pid: int) -> None:
+        """Map the users and groups of the namespace that `pid` has made. Raises OSError."""
+        for kind in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{kind}").write_text(self.maps)
 
 
 class MountStage:

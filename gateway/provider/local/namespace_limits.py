@@ -26,6 +26,8 @@ LIMITS: Mapping[str, int] = {
     "max_inotify_instances": INOTIFY_INSTANCES,
     "max_inotify_watches": INOTIFY_WATCHES,
 }
+# Where bwrap cannot turn them off (two users, sandbox_users.py): no user namespaces inside.
+_NO_NESTED = {"max_user_namespaces": 0}
 _TIMEOUT_S = 10.0
 _POLL_S = 0.001  # bwrap takes less from making a namespace to mapping its users
 
@@ -44,12 +46,13 @@ async def apply(bwrap: Path, pid: int, as_user: AsUser | None = None) -> None:
     """Set LIMITS in the user namespace of process `pid`, with the rights of the user who made it. Raises OSError."""
     namespace = await _enterable(pid)
     words, inherited = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
+    limits = {**LIMITS, **(_NO_NESTED if as_user is not None and as_user.maps else {})}
     with Descriptors() as fds:
         fds.add(namespace)
         errors, errors_write = fds.pipe()
         # Not asyncio's: it forks, and copying the page tables of a gateway holds the loop for 20 ms. This one is vfork.
         writer = subprocess.Popen(  # noqa: ASYNC220
-            [*words, *_command(bwrap, ["--userns", str(namespace)])],
+            [*words, *_command(bwrap, ["--userns", str(namespace)], limits)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors_write,
@@ -91,8 +94,8 @@ async def _enterable(pid: int) -> int:
     raise OSError("its user namespace got no map of users")
 
 
-def _command(bwrap: Path, namespace: Sequence[str]) -> list[str]:
+def _command(bwrap: Path, namespace: Sequence[str], limits: Mapping[str, int] = LIMITS) -> list[str]:
     # /proc/sys/user shows each reader the limits of its own user namespace: the host's /proc serves, once inside.
-    writes = " && ".join(f"echo {value} > /proc/sys/user/{name}" for name, value in LIMITS.items())
+    writes = " && ".join(f"echo {value} > /proc/sys/user/{name}" for name, value in limits.items())
     flags = ["--die-with-parent", "--dev-bind", "/", "/", "--cap-add", "CAP_SYS_RESOURCE"]
     return [str(bwrap), *namespace, *flags, "--", "/bin/sh", "-c", writes]

@@ -108,6 +108,11 @@ class Process:
             filters = () if syscalls is None else (fds.add(anonymous_file("syscalls", syscalls)),)
             handshake += [word for each in filters for word in ("--seccomp", str(each))]
             words, entered = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
+            mapped, map_done = -1, -1
+            if as_user is not None and as_user.maps:
+                mapped, map_done = fds.pipe()
+                handshake += ["--userns-block-fd", str(mapped)]
+                entered = (*entered, mapped)
             if as_user is not None:
                 os.fchown(errors_write, as_user.uid, as_user.uid)  # so that it can be opened as /dev/stderr
             popen = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, about a millisecond, and on this very thread
@@ -121,7 +126,7 @@ class Process:
             )
             fds.keep(held_lifeline, errors)
             process = cls(popen, held_lifeline, errors, tag)
-            fds.close(lifeline, block, info_write, errors_write, hidden, *filters)
+            fds.close(lifeline, block, info_write, errors_write, hidden, *filters, *(() if mapped < 0 else (mapped,)))
             try:
                 info_json = await read_to_end(info)
                 if not info_json:
@@ -129,6 +134,9 @@ class Process:
                 child = int(json.loads(info_json)["child-pid"])
                 # Pinned while it stops at --block-fd: it cannot have ended, so the number is still its own.
                 process._inner = os.pidfd_open(child)
+                if as_user is not None and as_user.maps:
+                    as_user.write_maps(child)
+                    os.write(map_done, b"xx")  # bwrap reads one byte twice
                 await restrict(child)
                 os.write(release, b"x")
             except BaseException:

@@ -177,7 +177,7 @@ class LocalProvider:
                 raise SettingsError([f"--sandbox-uids {self._sandbox_uids}: {error}"]) from None
             self.report = self.report.with_shared_user(str(error))
             return None
-        self.report = self.report.with_own_users(str(users.range))
+        self.report = self.report.with_own_users(str(users.range), shares=users.picod_shares)
         return users
 
     async def aclose(self) -> None:

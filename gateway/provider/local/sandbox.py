@@ -12,6 +12,7 @@ from gateway.provider.local import consumption
 from gateway.provider.local.booking import Booking
 from gateway.provider.local.cgroups import Cgroup
 from gateway.provider.local.process import Process, describe_exit
+from gateway.provider.local.sandbox_users import SandboxIds
 
 
 class SandboxState(StrEnum):
@@ -34,7 +35,7 @@ class LocalSandbox:
     group: Cgroup
     created_at: float  # epoch seconds
     born: float  # Clock.monotonic
-    uid: int | None = None  # its own outside; None: the gateway's
+    ids: SandboxIds | None = None  # its users outside; None: it has the gateway's
     booking: Booking | None = None  # of what its runtime requests
     resized: Limits | None = None  # its limits, where they are not those of its runtime any more
     state: SandboxState = SandboxState.WARM

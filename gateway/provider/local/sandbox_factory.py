@@ -30,7 +30,7 @@ from gateway.provider.local.oom_priority import SPARED, OomPriority, set_value
 from gateway.provider.local.process import Process, Restrict, StartFailedError
 from gateway.provider.local.resizing import largest
 from gateway.provider.local.sandbox import LocalSandbox
-from gateway.provider.local.sandbox_users import SandboxUsers, Shown
+from gateway.provider.local.sandbox_users import SandboxIds, SandboxUsers, Shown
 from gateway.provider.local.state_dir import StateDir
 
 BACKLOG = 1024  # connections that wait in the kernel until picod accepts
@@ -78,13 +78,13 @@ class SandboxFactory:
         born, created_at = self._clock.monotonic(), self._clock.now()
         workspace = self._state_dir.workspaces / name
         path = self._state_dir.socket_path(name)
-        group, process, uid = Cgroup({}), None, None
+        group, process, ids = Cgroup({}), None, None
         handovers = contextlib.ExitStack()
         try:
             if gpus and self._users is None and os.geteuid() == 0:
                 # Outside it would be root, the owner of the nodes, and could change their modes for the whole machine.
                 raise StartFailedError("a sandbox with a GPU needs a user of its own (--sandbox-uids)")
-            uid = None if self._users is None else self._users.take()
+            ids = None if self._users is None else self._users.take()
             self._state_dir.make_workspace(name)
             group = self._groups.make(name, runtime.limits)
             handover, priority = None, None
@@ -92,16 +92,16 @@ class SandboxFactory:
                 priority = handovers.enter_context(contextlib.closing(OomPriority()))
                 if self._may_reach_out(runtime):
                     handover = handovers.enter_context(contextlib.closing(egress.Handover()))
-            process = await self._spawn(runtime, name, workspace, path, group, handover, priority, uid, gpus)
+            process = await self._spawn(runtime, name, workspace, path, group, handover, priority, ids, gpus)
             endpoint = Endpoint(uds=path)
-            sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
+            sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, ids)
             # An agent is healthy once its own program is, and to import LangChain for the first time can take 20 s.
             timeout = self._start_timeout if runtime.agent is None else max(self._start_timeout, AGENT_START_S)
             await health.check(path, process, timeout)
             if handover is not None and self._egress_server is not None:
                 egress.begin(self._egress_server, name, runtime, handover)
         except BaseException as error:
-            await self._remove(process, group, path, workspace, uid)
+            await self._remove(process, group, path, workspace, ids)
             if isinstance(error, (OSError, ValueError)):
                 raise StartFailedError(str(error)) from error
             raise
@@ -122,7 +122,7 @@ class SandboxFactory:
             sandbox.group,
             sandbox.endpoint.uds or "",
             sandbox.workspace,
-            sandbox.uid,
+            sandbox.ids,
             keep=lambda: sandbox.keeps_workspace,
         )
 
@@ -132,7 +132,7 @@ class SandboxFactory:
         group: Cgroup,
         path: str,
         workspace: Path,
-        uid: int | None,
+        ids: SandboxIds | None,
         *,
         keep: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -141,8 +141,8 @@ class SandboxFactory:
                 await process.end()
                 if self._report.isolation == "process":
                     self._end_escaped(group, workspace)
-            if self._users is not None and uid is not None:
-                self._users.give_back(uid)  # not if `end` failed: a process that does not end keeps its id
+            if self._users is not None and ids is not None:
+                self._users.give_back(ids)  # not if `end` failed: a process that does not end keeps its id
         finally:
             # A process in an uninterruptible call keeps its group: tried again with each later removal.
             self._stuck = [other for other in (*self._stuck, group) if not other.remove()]
@@ -170,7 +170,7 @@ class SandboxFactory:
         group: Cgroup,
         handover: egress.Handover | None,
         priority: OomPriority | None,
-        uid: int | None,
+        ids: SandboxIds | None,
         gpus: Sequence[str],
     ) -> Process:
         tag = process_tags.tag(self._state_dir.owner, name)
@@ -182,7 +182,7 @@ class SandboxFactory:
             listener.listen(BACKLOG)
             if priority is not None:  # it is isolated
                 config = self._config(runtime, name, workspace, python, gpus, reaches_out=handover is not None)
-                return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, priority, uid)
+                return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, priority, ids)
             inside = str(workspace)
             environment = interpreters.command_environment(
                 python, inside, {**runtime.environment, process_tags.VARIABLE: tag}
@@ -269,20 +269,24 @@ class SandboxFactory:
         tag: str,
         handover: egress.Handover | None,
         priority: OomPriority,
-        uid: int | None,
+        ids: SandboxIds | None,
     ) -> Process:
         outside, oom = None if handover is None else handover.theirs.fileno(), priority.theirs.fileno()
         shown, program, as_user = None, self._report.bwrap, None
-        if uid is not None:
-            shown = await self._show(name, uid, config)
+        apart = ids is not None and ids.picod is not None
+        if ids is not None:
+            shown = await self._show(name, ids, config)
             limited = rlimits.command(self._limits(runtime, group, own_user=True))
             program, as_user = shown.bwrap, replace(shown.as_user, words=(*shown.as_user.words, *limited))
-            config = replace(config, shown=shown.paths)
+            config = replace(config, shown=shown.paths, apart=apart)
         assert program is not None
 
         def arguments(listener: int, lifeline: int) -> list[str]:
             python = self._picod_python
-            command = interpreters.picod_command(python, listener=listener, lifeline=lifeline, egress=outside, oom=oom)
+            code_uid = bwrap.USER_ID if apart else None
+            command = interpreters.picod_command(
+                python, listener=listener, lifeline=lifeline, egress=outside, oom=oom, code_uid=code_uid
+            )
             return bwrap.arguments(config, command)
 
         return await Process.start_bubblewrap(
@@ -296,13 +300,13 @@ class SandboxFactory:
             as_user=as_user,
         )
 
-    async def _show(self, name: SandboxId, uid: int, config: bwrap.BwrapConfig) -> Shown:
+    async def _show(self, name: SandboxId, ids: SandboxIds, config: bwrap.BwrapConfig) -> Shown:
         """Make what the sandbox needs visible to its user; `start` hides it again, when the sandbox has it."""
         assert self._users is not None
         private = (str(self._state_dir.etc), str(self._keys))
         binds = bwrap.minimal_binds(config.readonly, config.host).values()
         readable = tuple(each for each in binds if os.path.dirname(each) != private[0])
-        return await self._users.show(name, uid, Folders(config.workspace, private, readable))
+        return await self._users.show(name, ids, Folders(config.workspace, private, readable))
 
     def _limits(self, runtime: Runtime, group: Cgroup, *, own_user: bool) -> dict[int, int]:
         return rlimits.plan(

@@ -8,6 +8,7 @@ sandbox before the first one starts. docs/adr/0014-users-of-sandboxes.md has the
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.core.model import Limits
 from gateway.provider.local import bwrap, rlimits, user_ids
@@ -25,6 +27,13 @@ from gateway.provider.local.user_ids import IdRange, UserIds
 AUTO, SHARED = "auto", "shared"  # values of --sandbox-uids beside a range
 _RUN = Path("/run/wakegate")  # locks of ids, and the folder on which each gateway mounts its stage
 _PROGRAMS = ("nsenter", "prlimit", "unshare")
+
+
+class SandboxIds(NamedTuple):
+    """The users of one sandbox outside. `picod`: its own, where that is not user code's."""
+
+    code: int
+    picod: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +51,34 @@ class SandboxUsers:
     def __init__(self, ids: UserIds, stage: MountStage, program: Path) -> None:
         self._ids, self._stage = ids, stage
         self._program, self._program_folder = program, program_folder(program)
+        self.picod_shares = ""
+        """Why picod has the user of the code that it runs; empty: it has one of its own."""
 
     @property
     def range(self) -> IdRange:
         """The ids that sandboxes may get."""
         return self._ids.range
 
-    def take(self) -> int:
-        """A free id. Raises OSError when none is left."""
-        return self._ids.take()
+    def take(self) -> SandboxIds:
+        """Free ids. Raises OSError when none are left."""
+        code = self._ids.take()
+        if self.picod_shares:
+            return SandboxIds(code)
+        try:
+            return SandboxIds(code, self._ids.take())
+        except OSError:
+            self._ids.give_back(code)
+            raise
 
-    def give_back(self, uid: int) -> None:
-        """No process has this id any more."""
-        self._ids.give_back(uid)
+    def give_back(self, ids: SandboxIds) -> None:
+        """No process has these ids any more."""
+        if ids.picod is not None:
+            self._ids.give_back(ids.picod)
+        self._ids.give_back(ids.code)
 
-    async def show(self, name: str, uid: int, folders: Folders) -> Shown:
+    async def show(self, name: str, ids: SandboxIds, folders: Folders) -> Shown:
         """Show a sandbox's folders to its user until `hide`, which is called in any case. Raises OSError."""
-        return self._shown(uid, await self._stage.showing(name, uid, self._with_program(folders)))
+        return self._shown(ids, await self._stage.showing(name, ids.code, self._with_program(folders)))
 
     def hide(self, name: str) -> None:
         """The sandbox has its folders, or has ended."""
@@ -71,12 +91,12 @@ class SandboxUsers:
 
     def probe(self, report: IsolationReport, state: Path, keys: Path) -> None:
         """Run a sandbox as another user, with a workspace in the folder `state`. Blocks. Raises OSError."""
-        name, uid = f"probe-{secrets.token_hex(4)}", self.take()
+        name, ids = f"probe-{secrets.token_hex(4)}", self.take()
         workspace = state / name
         workspace.mkdir(mode=0o700)
         try:
-            paths = self._stage.show(name, uid, self._with_program(Folders(str(workspace), (str(keys),), ())))
-            shown = self._shown(uid, paths)
+            paths = self._stage.show(name, ids.code, self._with_program(Folders(str(workspace), (str(keys),), ())))
+            shown = self._shown(ids, paths)
             config = bwrap.BwrapConfig(
                 bwrap.inspect_host(),
                 {bwrap.KEYS_FOLDER: str(keys)},
@@ -84,6 +104,7 @@ class SandboxUsers:
                 {"PATH": "/usr/bin:/bin"},
                 Limits(),
                 report.disable_userns,
+                apart=ids.picod is not None,
                 shown=shown.paths,
             )
             command = ["/bin/sh", "-c", f"ls {bwrap.KEYS_FOLDER} > {bwrap.WORKSPACE}/probe"]
@@ -93,18 +114,22 @@ class SandboxUsers:
                 raise OSError(detail)
             owner = os.stat(workspace / "probe").st_uid
             if owner != os.geteuid():
-                raise OSError(f"a file of user {uid} belongs to user {owner} on the disk, not to {os.geteuid()}")
+                raise OSError(f"a file of user {ids.code} belongs to user {owner} on the disk, not to {os.geteuid()}")
         finally:
             self._stage.hide(name)
             shutil.rmtree(workspace, ignore_errors=True)
-        self.give_back(uid)
+        self.give_back(ids)
 
     def _with_program(self, folders: Folders) -> Folders:
         return Folders(folders.writable, folders.private, (*folders.readable, str(self._program_folder)))
 
-    def _shown(self, uid: int, paths: Mapping[str, str]) -> Shown:
+    def _shown(self, ids: SandboxIds, paths: Mapping[str, str]) -> Shown:
         program = Path(paths[str(self._program_folder)], self._program.relative_to(self._program_folder))
-        return Shown(paths, program, self._stage.as_user(uid))
+        as_user = self._stage.as_user(ids.code)
+        if ids.picod is not None:
+            # picod is root there, without root's rights: a namespace without a root can have no terminals (devpts).
+            as_user = replace(as_user, maps=f"0 {ids.picod} 1\n{bwrap.USER_ID} {ids.code} 1\n")
+        return Shown(paths, program, as_user)
 
 
 def program_folder(program: Path) -> Path:
@@ -143,11 +168,36 @@ def open_users(setting: str, report: IsolationReport, state: Path, keys: Path, o
     users = SandboxUsers(UserIds(wanted, locks, owner), stage, report.bwrap)
     try:
         stage.open()
-        users.probe(report, state, keys)
+        _try_both(users, report, state, keys)
     except BaseException:
         users.close()
         raise
     return users
+
+
+def _try_both(users: SandboxUsers, report: IsolationReport, state: Path, keys: Path) -> None:
+    """With a user of picod's own or, where that fails, with one for both. Raises OSError."""
+    users.picod_shares = _why_shared(report)
+    if not users.picod_shares:
+        try:
+            users.probe(report, state, keys)
+            return
+        except OSError as error:
+            users.picod_shares = str(error)
+    users.probe(report, state, keys)
+
+
+def _why_shared(report: IsolationReport) -> str:
+    """Why picod cannot have a user of its own in sandboxes here; empty: nothing is known against it."""
+    if platform.machine() not in ("x86_64", "aarch64"):
+        return "the numbers of system calls are not known for this machine"
+    if not report.namespace_limits:
+        return "nested user namespaces could not be turned off"
+    try:
+        dumpable = Path("/proc/sys/fs/suid_dumpable").read_text().strip()
+    except OSError:
+        dumpable = "0"
+    return "fs.suid_dumpable is 1: processes could be traced while they change users" if dumpable == "1" else ""
 
 
 def _open_folder(folder: Path) -> None:
