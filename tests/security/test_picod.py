@@ -93,10 +93,15 @@ print(json.dumps(sorted(taken)))
 
 
 def apart(provider: LocalProvider) -> None:
-    """Skip the test where picod has the user of user code for want of something that the machine lacks."""
-    assert "(bwrap: " not in provider.report.users, provider.report.users
-    if "picod has another" not in provider.report.users:
-        pytest.skip(provider.report.users)
+    """Skip the test where picod has the user of user code for want of something that the machine lacks.
+
+    A sandbox that was begun so and failed is no such reason, but a fault in how it is begun.
+    """
+    users = provider.report.users
+    if "picod has another" not in users:
+        lacks = ("all sandboxes share", "numbers of system calls", "could not be turned off", "fs.suid_dumpable")
+        assert any(each in users for each in lacks), users
+        pytest.skip(users)
 
 
 async def call(sandbox: Sandbox, method: str, path: str, **fields: Any) -> httpx.Response:

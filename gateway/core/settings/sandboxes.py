@@ -60,7 +60,7 @@ class Sandboxes:
     )  # fmt: skip
     sandbox_uids: str = setting(
         "auto",
-        "local engine: user ids of this machine for sandboxes, one each, that nothing else has, FIRST-LAST; auto: a"
+        "local engine: user ids of this machine for sandboxes, two each, that nothing else has, FIRST-LAST; auto: a"
         " free range, where root runs the gateway; shared: all have the gateway's user",
         kind="text",
         metavar="RANGE",

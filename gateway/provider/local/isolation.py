@@ -216,7 +216,10 @@ def run_in_sandbox(
                 try:
                     if as_user is not None and as_user.maps:
                         fds.close(info_write, mapped)
-                        if told := os.read(info, 4096):  # nothing: it has failed already
+                        told = b""
+                        while piece := os.read(info, 4096):  # bwrap writes it in pieces
+                            told += piece
+                        if told:  # else it has failed already
                             as_user.write_maps(int(json.loads(told)["child-pid"]))
                             os.write(map_done, b"xx")  # bwrap reads one byte twice
                     errors = popen.communicate(timeout=_PROBE_TIMEOUT_S)[1]
