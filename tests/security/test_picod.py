@@ -21,6 +21,7 @@ import ctypes, errno, json, os, resource, signal
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p
 picod = os.getppid()
+pidfd = os.pidfd_open(picod)
 def result(value):
     return errno.errorcode[ctypes.get_errno()] if value < 0 else "taken"
 def tried(call, *arguments):
@@ -32,7 +33,7 @@ def tried(call, *arguments):
 def opened(path, flags=os.O_RDONLY):
     return tried(lambda: os.close(os.open(path, flags)))
 def take_descriptor():
-    return result(libc.syscall(438, os.pidfd_open(picod), 3, 0))
+    return result(libc.syscall(438, pidfd, 3, 0))
 def trace():
     return result(libc.ptrace(16, picod, None, None))
 def limit():
@@ -63,7 +64,7 @@ SIGNAL = (
 numbers = sorted(set(signal.Signals) - {signal.SIGRTMIN, signal.SIGRTMAX})
 print(json.dumps({
     "kill": sorted({tried(os.kill, picod, number) for number in (0, *numbers)}),
-    "pidfd": tried(signal.pidfd_send_signal, os.pidfd_open(picod), signal.SIGKILL),
+    "pidfd": tried(signal.pidfd_send_signal, pidfd, signal.SIGKILL),
     "thread": result(libc.syscall(200, picod, signal.SIGKILL)) if os.uname().machine == "x86_64" else "EPERM",
     "limit": limit(),
     "priority": tried(os.setpriority, os.PRIO_PROCESS, picod, 19),
