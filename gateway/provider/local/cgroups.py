@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 CONTROLLERS = ("memory", "pids", "cpu")
 CPU_PERIOD_US = 100_000  # microseconds, the kernel's default
 LEAF = "wakegate-gateway"  # our own group in version 2, beside those of sandboxes
-OVERHEAD_TASKS = 2  # picod and a thread of it; a runtime's `processes` is what user code may have
+OVERHEAD_TASKS = 1  # picod itself; a runtime's `processes` is what user code may have
 
 
 @dataclass(frozen=True, slots=True)
