@@ -99,14 +99,14 @@ def test_group_that_takes_a_part_only_is_as_before(tmp_path: Path) -> None:
     for name in ("pids", "cpu"):
         (tmp_path / name / "wakegate-x" / "sb-1").mkdir(parents=True)
     pids = tmp_path / "pids" / "wakegate-x" / "sb-1"
-    (pids / "pids.max").write_text("26")
+    (pids / "pids.max").write_text("25")
     for name in ("cpu.cfs_period_us", "cpu.cfs_quota_us"):
         (tmp_path / "cpu" / "wakegate-x" / "sb-1" / name).write_text("")
     tree = FullGroups("x", {name: Hierarchy(1, tmp_path / name) for name in ("pids", "cpu")})
     group = Cgroup({"pids": pids, "cpu": tmp_path / "cpu" / "wakegate-x" / "sb-1"})
     with pytest.raises(OSError, match="Invalid"):
         tree.resize(group, SMALL, replace(SMALL, processes=100, cpus=2.0))
-    assert (pids / "pids.max").read_text()[:2] == "26"
+    assert (pids / "pids.max").read_text()[:2] == "25"
 
 
 def fake_tree(folder: Path, version: int) -> CgroupTree:
