@@ -7,6 +7,9 @@ in local sandboxes, does not allow. There the gateway opens picod's file and han
 
 A value adds thousandths of the limit to the size by which the kernel chooses (proc_pid_oom_score_adj(5)): with half of
 the limit between the two, picod is killed first only where it uses more than that half by itself.
+
+What remains: for the millisecond of a start picod has the highest value too, and then size decides. Where processes
+that are all smaller than picod (20 MB) fill the memory and go on living, the next start may still cost the sandbox.
 """
 
 from __future__ import annotations
