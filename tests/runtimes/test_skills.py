@@ -117,7 +117,7 @@ def test_reading_a_folder_is_bounded(tmp_path: Path) -> None:
 
 
 def test_only_folders_that_the_operator_allows_are_skills(tmp_path: Path) -> None:
-    """As with every folder that a manifest names; and only where the gateway has folders."""
+    """As with every folder that a manifest names; what comes from no file, as a custom resource, can name none."""
     skill(tmp_path / "outside")
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -127,7 +127,9 @@ def test_only_folders_that_the_operator_allows_are_skills(tmp_path: Path) -> Non
         assert runtime is None
         assert "spec.wakegate.skills[0].source" in problems[0]
     runtime, problems = parse(tmp_path, {"source": "outside"}, engine="kubernetes")
-    assert runtime is None
-    assert "local engine only" in problems[0]
+    assert problems == []
+    assert len(runtime.skills) == 1
+    assert parse_runtime(runtime.manifest, "here", problems, engine="kubernetes") is None
+    assert "comes from no file" in problems[0]
     _, problems = parse(tmp_path, {"source": "outside"}, {"source": "outside"})
     assert "no other tool has" in problems[0]

@@ -115,13 +115,17 @@ async def jupyter(gateway: Served, session: str) -> None:
     async with websockets.connect(url, max_size=None, close_timeout=0.1) as socket:
         await socket.send(orjson.dumps(sent).decode())
         received = 0
-        with suppress(websockets.ConnectionClosed):
+        try:
             while received < ENOUGH:
                 message = await socket.recv()
                 received += len(message)
                 told = orjson.loads(message)
                 if told["msg_type"] == "status" and told["content"]["execution_state"] == "idle":
                     return
+        except websockets.ConnectionClosed:
+            pass
+        finally:
+            socket.transport.abort()  # with frames that nobody reads a close in order may not come to its end
 
 
 DOORS: dict[str, Door] = {

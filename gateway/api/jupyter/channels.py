@@ -129,6 +129,8 @@ class _Connection:
             await answer_all()
         except WakegateError as error:
             logger.warning("a connection of kernel %s ends: %s", self._session_id, error)
+        except OSError:
+            return  # the client has left, which is told to whom receives from it; nobody reads a close frame
         except Exception:
             logger.exception("a connection of kernel %s ends", self._session_id)
         await self._send_frame({"type": "websocket.close", "code": 1011, "reason": "internal error"})
