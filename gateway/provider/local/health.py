@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from gateway.provider.local.process import Process, StartFailedError
 from picod import wire
@@ -13,14 +14,21 @@ async def check(socket: str, process: Process, timeout: float) -> None:
 
     Nothing is polled: the gateway made the listening socket, so the connection waits in the kernel until picod accepts.
     """
+    asked = asyncio.create_task(_status_line(socket))
     try:
-        async with asyncio.timeout(timeout):
-            status = await _status_line(socket)
-    except TimeoutError:
-        output = process.error_output() or "no message"
-        raise StartFailedError(f"it did not answer within {timeout:g} s: {output}") from None
+        # The end of bubblewrap as well: killed in the middle of a start, it leaves a first process that waits for it
+        # for ever, and holds the listening socket.
+        either: set[asyncio.Future[Any]] = {asked, process.exited}
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done() and not process.exited.done():
+            output = process.error_output() or "no message"
+            raise StartFailedError(f"it did not answer within {timeout:g} s: {output}")
+        status = await asked if asked.done() else b""
     except OSError:
         status = b""
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
     if b" 200 " in status:
         return
     if status:
