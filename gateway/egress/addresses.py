@@ -78,9 +78,10 @@ _ALWAYS: tuple[tuple[str, tuple[Network, ...]], ...] = (
     ("multicast", _networks("224.0.0.0/4", "ff00::/8")),
     ("an IPv4 address in a form that only some kernels route", _networks("::/96", "64:ff9b:1::/48")),
 )
+# Networks of a site or a carrier, a cluster's own among them (RFC 1918, 6598, 4193).
+SITE_NETWORKS = _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 # Reached only where a policy names a network within one of them.
-PRIVATE = _networks(
-    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7",
+PRIVATE = SITE_NETWORKS + _networks(
     "192.0.0.0/24", "192.0.2.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20",
     "5f00::/16",
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 A user who may create runtimes must not get the node's rights: a cloud's metadata server gives the node's credentials
 to every process on it. So an entry that names such an address is refused, and a wider one, such as 0.0.0.0/0
-or a rule without `to`, gets the addresses as exceptions. `--kube-trust-manifests` lifts both.
+or a rule without `to`, gets the addresses as exceptions. Private networks are exceptions of a wider entry too, which
+means the internet, and not the API server, the kubelets and the gateways. `--kube-trust-manifests` lifts all of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from gateway.core.model import Kind, Runtime
-from gateway.egress.addresses import METADATA, Network
+from gateway.egress.addresses import METADATA, SITE_NETWORKS, Network
 from gateway.egress.grants import by_name
 from gateway.egress.rule_entries import parse_entry
 from gateway.egress.rules import Rule
@@ -29,9 +30,9 @@ _NAT64 = tuple(
     for network in METADATA
     if isinstance(network, IPv4Network)
 )
-_EXCEPTIONS = (*METADATA, *_NAT64)
+_EXCEPTIONS = (*METADATA, *_NAT64, *SITE_NETWORKS)
 # IPv4-mapped blocks are refused whole: the API server takes none of them as an exception.
-_REFUSED = (*_EXCEPTIONS, ip_network("::ffff:0:0/96"))
+_REFUSED = (*METADATA, *_NAT64, ip_network("::ffff:0:0/96"))
 _ANYWHERE: tuple[Object, ...] = ({"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}})
 
 
@@ -49,7 +50,7 @@ def make_egress(runtime: Runtime, *, trusted: bool = False, service: tuple[str, 
     entries = own_section(runtime).get("egress") or []
     labels = names.runtime_labels(runtime.key)
     direct = [rule for entry in entries for rule in _rules(entry)]
-    rules = direct if trusted else [_without_metadata(rule) for rule in direct]
+    rules = direct if trusted else [_with_exceptions(rule) for rule in direct]
     if service is not None and runtime.key.kind is Kind.CODE_INTERPRETER and by_name(runtime):
         rules = [*rules, _to_service(*service)]
     if not rules:
@@ -137,8 +138,8 @@ def _block(rule: Rule) -> Object:
     return made
 
 
-def _without_metadata(rule: Mapping[str, Any]) -> Object:
-    """The rule with METADATA as exceptions of each address block that contains it.
+def _with_exceptions(rule: Mapping[str, Any]) -> Object:
+    """The rule with METADATA and SITE_NETWORKS as exceptions of each address block that contains more.
 
     A rule without `to` is for anywhere. Spelled out that is every pod, which some network plug-ins (Cilium) count to no
     address block, and every address.

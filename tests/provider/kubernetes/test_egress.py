@@ -90,6 +90,16 @@ def test_wide_entry_still_reaches_the_internet() -> None:
         assert not reached("169.254.169.254", runtime(entry))
 
 
+@pytest.mark.parametrize("address", ["10.96.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd12:3456::1"])
+def test_private_network_is_reached_where_it_is_named(address: str) -> None:
+    """0.0.0.0/0 is the internet, without the API server and the nodes; a network within a private one is itself."""
+    network = ip_network(f"{address}/{16 if '.' in address else 32}", strict=False)
+    for wide in ("0.0.0.0/0", "::/0", "8.0.0.0/5", {"ports": [{"port": 443}]}):
+        assert not reached(address, runtime(wide))
+        assert reached(address, runtime(wide, str(network)))
+    assert reached(address, runtime("0.0.0.0/0", "::/0"), trusted=True)
+
+
 def test_exceptions_lie_within_their_block() -> None:
     """The API server refuses a policy with another one."""
     for entry in ("0.0.0.0/0", "::/0", "169.0.0.0/8", "10.0.0.0/8"):
