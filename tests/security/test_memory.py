@@ -135,7 +135,7 @@ async def test_runtime_without_limits_has_the_default_ones(tmp_path: Path) -> No
         group = provider._registry.alive()[0].group.folders
         assert (group["memory"] / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
         assert (group["cpu"] / "cpu.cfs_quota_us").read_text().strip() == "100000"
-        assert (group["pids"] / "pids.max").read_text().strip() == "258"
+        assert (group["pids"] / "pids.max").read_text().strip() == "257"
         assert await python(sandbox, "print(6 * 7)") == "42"
 
 
