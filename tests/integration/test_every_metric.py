@@ -117,9 +117,9 @@ def live_through(server: Server, seen: Seen) -> None:
             another.get("/api/files", headers={"x-wakegate-runtime": RUNTIME.partition("/")[2]})
 
     with contextlib.ExitStack() as others:
-        for _ in range(4):  # with the session above one more than --max-sandboxes, and than there are warm ones
+        for _ in range(6):  # with the session above three more than --max-sandboxes: one that fails to start leaves two
             others.enter_context(beside(ask_for_another))
-        # Three start cold, and the one too many is refused after the 10 s that a request is held for a sandbox.
+        # Those too many are refused after the 10 s that a request is held for a sandbox.
         seen.until("requests_held", "pool_misses", "errors", "queue_rejections", within=10 + LIMIT_S)
     seen.until("pool_lead_time_seconds", "pool_forecast_level", "pool_forecast_quantile", "event_loop_lag_seconds")
     seen.until("pool_target", "autoscaler_leads")

@@ -55,8 +55,7 @@ function askForKey() {
     h("p", { class: "dim" }, "The key goes into a cookie that no page can read. `wakegate keys create` makes one."));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    try { await login(key.value.trim()); key.value = ""; await setInterval(renew, 5000);
-start(); } catch (error) { problem.textContent = error.message; }
+    try { await login(key.value.trim()); key.value = ""; await start(); } catch (error) { problem.textContent = error.message; }
   });
   replace(main, form);
   key.focus();
@@ -80,8 +79,10 @@ async function show() {
   }
 }
 
-window.addEventListener("hashchange", () => { show(); main.focus(); });
+// Before it is known who looks, `start` shows the page that the address names by then.
+window.addEventListener("hashchange", () => { if (caller) { show(); main.focus(); } });
 window.addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof Refused) { event.preventDefault(); say(event.reason.message); }
 });
+setInterval(renew, 5000);
 start();
