@@ -48,6 +48,7 @@ from gateway.core.interfaces import (
     SandboxProvider,
     SessionStore,
     SnapshotStore,
+    UnreachableWatcher,
     WorkspaceKeeper,
 )
 from gateway.core.model import Runtime
@@ -214,6 +215,7 @@ class Gateway:
             peers=self.peers,
             shared_provider=sessions.ownership.shared_provider,
             peer_tls=self._peer_tls,
+            on_silent=self.provider.suspect if isinstance(self.provider, UnreachableWatcher) else None,
         )
 
     def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:
