@@ -27,7 +27,6 @@ from gateway.egress.parts import PART_TTL_S
 from gateway.sandbox.egress_tokens import read_egress, sign_egress
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
-from gateway.sessions.bindings import Bindings
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ _SLACK_S = 3600.0
 
 
 class PodEgress:
-    """Tells picods of their session's egress, and the gate whose token a connection brings."""
+    """`bound` and `removed` follow the bindings; `whose` is for EgressGate.on_token."""
 
     def __init__(
         self,
@@ -60,12 +59,6 @@ class PodEgress:
         self._find, self._clock = find, clock
         self._bound: dict[SandboxId, Session] = {}
         self._tasks = Tasks()
-        gate.on_token(self.whose)
-
-    def follow(self, bindings: Bindings) -> None:
-        """Learn from now on which sandbox is whose."""
-        bindings.on_bound(self.bound)
-        bindings.on_removed(self.removed)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
         """A session has a sandbox: its picod is told, beside whatever the session begins with."""

@@ -10,6 +10,13 @@ HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 
+# What proxies say of a request besides X-Forwarded-For, -Host and -Proto. It means nothing to the gateway, yet
+# applications behind it believe it, so it comes from a trusted proxy or not at all.
+PROXY_FIELDS = frozenset((
+    b"x-forwarded-by", b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-scheme", b"x-forwarded-server",
+    b"x-forwarded-ssl", b"x-real-ip",
+))  # fmt: skip
+
 # What picod makes use of. A CodeInterpreter runs hostile code and gets no other field of a client's, so no credentials.
 PLAIN = frozenset((
     b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"cache-control", b"content-disposition",

@@ -107,11 +107,14 @@ class GatewayProtocol(ClientLifetime):
                     self.handle_websocket_upgrade()
                     return
                 self._ignores_upgrade = False
-                self.parser = parser_behind_head(self, self.headers)
                 rest = memoryview(rest)[stop.args[0] :]
+                try:
+                    self.parser = parser_behind_head(self, self.headers)
+                except httptools.HttpParserError as error:  # llhttp looks at Transfer-Encoding where a body begins
+                    self._refuse_malformed(error)
+                    return
             except httptools.HttpParserError as error:
-                self._refuse(parser_problem(error))
-                self._fresh = None
+                self._refuse_malformed(error)
                 return
             else:
                 break
@@ -128,6 +131,10 @@ class GatewayProtocol(ClientLifetime):
             self._await_rest_of_head(data, starts_in_line=starts_in_line)
         elif self._framing_size > MAX_HEAD_BYTES:
             self._refuse(HeadTooLargeError(f"more than {MAX_HEAD_BYTES} bytes of the body are trailers or framing"))
+
+    def _refuse_malformed(self, error: httptools.HttpParserError) -> None:
+        self._refuse(parser_problem(error))
+        self._fresh = None
 
     def _await_rest_of_head(self, data: bytes, *, starts_in_line: bool) -> None:
         """The data ended within a head, as few do: bound its size, and the time until the rest is here."""
@@ -210,7 +217,7 @@ class GatewayProtocol(ClientLifetime):
         scope["query_string"] = query
         scope["headers"] = self.headers
         scope["state"] = {} if self._client_certificate is None else self._connection_state()
-        if not query and b"?" in target:
+        if not query and b"?" in target and b"?" in target.partition(b"#")[0]:
             scope[EMPTY_QUERY] = True
         return scope
 

@@ -135,7 +135,7 @@ def mount_at_root(request: Request) -> None:
         request.extra.append(b"cookie: %b\r\n" % b"; ".join([*pairs, *request.host_cookies]))
 
 
-def _read_connection(request: Request, value: bytes) -> None:
+def read_connection(request: Request, value: bytes) -> None:
     """RFC 9110 7.6.1: a field that Connection names is for this hop only.
 
     Framing cannot be nominated away: the sandbox would read the body as a second request.
@@ -264,7 +264,6 @@ READERS: Mapping[bytes, Callable[[Request, bytes], None]] = {
     b"host": _read_host,
     **dict.fromkeys(SESSION_HEADERS, _read_session),
     b"content-length": _read_content_length,
-    b"connection": _read_connection,
     b"transfer-encoding": _read_transfer_encoding,
     b"authorization": read_authorization,
     b"x-api-key": _read_api_key,

@@ -13,17 +13,42 @@ from typing import Any
 import yaml
 
 try:
-    from yaml import CSafeLoader as _Loader  # thirty times as fast: 1 MiB takes 0.3 s instead of 10
+    from yaml import CSafeLoader as _AnyLoader  # thirty times as fast: 1 MiB takes 0.3 s instead of 10
 except ImportError:  # PyYAML without libyaml
-    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+    from yaml import SafeLoader as _AnyLoader  # type: ignore[assignment]
 
 MAX_FILE_BYTES = 1 << 20  # a manifest has a few KiB; etcd takes objects of at most 1.5 MiB
 _MAX_VALUES = 100_000  # in one file, with aliases expanded
 _MAX_DEPTH = 100
 _MAX_SCALAR_CHARS = 400  # of numbers and dates: Python parses sexagesimal numbers in quadratic time
 _MAX_DIRECTIVES = 32  # libyaml compares each one with all before it: 26 s for 1 MiB of them
-_TEXT = "tag:yaml.org,2002:str"
+_YAML = "tag:yaml.org,2002:"
+_TEXT = _YAML + "str"
+_DATE = _YAML + "timestamp"
+_MERGE = _YAML + "merge"
+# What JSON has, and so a manifest; and the merge of a mapping.
+_JSON_TAGS = frozenset(
+    (_MERGE, *(_YAML + each for each in ("str", "int", "float", "bool", "null", "map", "seq", "value")))
+)
 _LISTS = {"List": "", "CodeInterpreterList": "CodeInterpreter", "AgentRuntimeList": "AgentRuntime"}
+
+
+class _Loader(_AnyLoader):
+    """Leaves dates as text, as Kubernetes does: JSON has none. And whole numbers have 64 bits."""
+
+
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int:
+    value: int = loader.construct_yaml_int(node)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a whole number of more than 64 bits")
+    return value
+
+
+_Loader.add_constructor(_YAML + "int", _whole_number)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+    for first, resolvers in _AnyLoader.yaml_implicit_resolvers.items()
+}
 
 
 def find_files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
@@ -58,7 +83,8 @@ def read_documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
         # ValueError: what Python does not take for a date, a number or UTF-8, though the syntax is right.
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        problems.append(f"{file}:{line} is not YAML: {str(getattr(error, 'problem', None) or error)[:500]}")
+        reason = str(getattr(error, "problem", None) or error)[:500].replace("\n", " ")
+        problems.append(f"{file}:{line} is not YAML: {reason}")
         return []
     many = len(documents) > 1
     found: list[tuple[str, Any]] = []
@@ -94,10 +120,18 @@ def load_documents(data: bytes) -> list[Any]:
             left -= _weigh(node, {})
             if left < 0:
                 raise yaml.YAMLError(f"its anchors stand for more than {_MAX_VALUES} values")
-            documents.append(loader.construct_document(node))
+            documents.append(_constructed(loader, node))
     finally:
         loader.dispose()
     return documents
+
+
+def _constructed(loader: Any, node: yaml.Node) -> Any:
+    """The document of a node. Raises yaml.YAMLError also for tags that do not fit their values."""
+    try:
+        return loader.construct_document(node)
+    except (LookupError, AttributeError, TypeError, OverflowError) as error:  # `!!bool maybe`, `!!int ""`
+        raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
 
 
 def _check_events(data: bytes) -> None:
@@ -118,6 +152,16 @@ def _check_events(data: bytes) -> None:
             depth -= 1
 
 
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a key that is there twice: YAML 1.2 has none, and readers differ in which one they take."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value[:64]!r} is there twice")
+            seen.add(key.value)
+
+
 def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     """How many values a node has with its aliases expanded, in time linear in its written size.
 
@@ -127,6 +171,11 @@ def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     if weight is None:
         weights[id(node)] = 0  # marks it as being weighed: met again below, it contains itself
         inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+        if node.tag not in _JSON_TAGS and node.tag.startswith(_YAML):
+            what = node.tag.removeprefix(_YAML)
+            raise yaml.YAMLError(f"!!{what} is nothing that a manifest has; put text in quotes")
         weight = 1 + (sum(_weigh(each, weights) for each in inner) if isinstance(node, yaml.CollectionNode) else 0)
         weights[id(node)] = weight
         if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > _MAX_SCALAR_CHARS:

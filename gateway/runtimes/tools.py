@@ -115,7 +115,7 @@ def _function(value: Mapping[str, Any], path: str, files: Files | None, problem:
     # Parsed and never imported here: a manifest's author is not trusted with code in the gateway.
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         problem(where, f"expected Python code: {error}", value.get("file", "the source"))
         return "", ""
     if not any(isinstance(each, ast.FunctionDef) and each.name == value["function"] for each in tree.body):

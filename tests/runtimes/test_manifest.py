@@ -204,7 +204,6 @@ spec:
         ("a: !!python/object/apply:os.system ['true']", "is not YAML"),
         ("a: *nobody", "is not YAML"),
         ("a: " + "9" * 5000, "is not YAML"),
-        ("a: 2024-13-45", "is not YAML"),
         ("[" * 5000, "nested more than 100 deep"),
         ("- " * 500_000, "nested more than 100 deep"),
         ("[" + "a," * 120_000 + "]", "more than 100000 values"),
@@ -218,7 +217,7 @@ spec:
         (SHORT.replace("{template: {}}", "{template: {}, sessionTimeout: " + "9" * 400 + "h}"), "sessionTimeout"),
         (SHORT.replace("{template: {}}", "[]"), "spec: expected a mapping"),
         (SHORT.replace("spec: {template: {}}", ""), "spec.template: expected a mapping"),
-        (SHORT.replace("{name: small}", "{name: 2024-01-01}"), "metadata.name"),
+        (SHORT.replace("{name: small}", "{name: 2024.01}"), "metadata.name"),
     ],
 )
 def test_strange_yaml_is_reported_in_a_sentence(tmp_path: Path, content: str | bytes, problem: str) -> None:
@@ -409,7 +408,6 @@ def test_when_an_agent_is_asked_by_itself_is_read(tmp_path: Path) -> None:
         ("{name: a, cron: '* * * * *', timezone: Mars/Base}", "cron"),
         ("{name: A b, cron: '* * * * *'}", "name"),
         ("{name: a, cron: '* * * * *', path: run}", "path"),
-        ("{name: a, cron: '* * * * *', body: {n: 123456789012345678901234567890}}", "body"),
         ("{name: a, cron: '* * * * *', body: [1]}", "body"),
         ("{cron: '* * * * *'}", "name"),
     ],

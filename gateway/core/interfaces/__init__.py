@@ -14,7 +14,6 @@ from gateway.core.interfaces.engine import (
     RuntimeCatalog,
     SandboxProvider,
     SandboxResizer,
-    UnreachableWatcher,
 )
 from gateway.core.interfaces.keeper import SnapshotStore, WorkspaceKeeper
 from gateway.core.interfaces.routed import RoutedSandboxes
@@ -34,6 +33,5 @@ __all__ = [
     "SandboxResizer",
     "SessionStore",
     "SnapshotStore",
-    "UnreachableWatcher",
     "WorkspaceKeeper",
 ]

@@ -18,6 +18,8 @@ PICOD_CONTAINER = "picod"
 CODE_CONTAINER = "wakegate-code"  # the init container that waits for an agent's files (code.py)
 KEYS_FOLDER = "/run/wakegate/keys"
 
+_STARTS = {each.value: each for each in StartKind}
+
 # ErrImagePull is not here: it comes with the first failed pull, and ImagePullBackOff once the kubelet has tried again.
 # A container that waits for one of these will not start by waiting longer.
 _FATAL_REASONS = {
@@ -96,6 +98,12 @@ class Pod:
         return replace(self, deleting=True, ready=False)
 
 
+def _number(notes: Mapping[str, str], name: str) -> int:
+    """A number in an annotation, 0 where there is none: whoever may write pods may write any text."""
+    value = notes.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+
+
 def read_pod(obj: Mapping[str, Any]) -> Pod | None:
     """The record of a pod; None if it is not one of a runtime's."""
     metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
@@ -112,14 +120,14 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         namespace=metadata["namespace"],
         name=metadata["name"],
         version=metadata["resourceVersion"],
-        runtime=RuntimeKey(metadata["namespace"], name, kind, int(notes.get(names.REVISION) or 0)),
+        runtime=RuntimeKey(metadata["namespace"], name, kind, _number(notes, names.REVISION)),
         claimed=claimed,
         session=notes.get(names.SESSION_ID, ""),
         claim=notes.get(names.CLAIM, ""),
-        start=StartKind(notes.get(names.START, StartKind.WARM)),
+        start=_STARTS.get(notes.get(names.START, ""), StartKind.WARM),
         template=notes.get(names.TEMPLATE, ""),
         ip=status.get("podIP") or "",
-        port=int(notes.get(names.PORT) or PICOD_PORT),
+        port=_number(notes, names.PORT) or PICOD_PORT,
         ready=_condition(status, "Ready").get("status") == "True",
         deleting="deletionTimestamp" in metadata,
         victim=names.VICTIM in notes,
@@ -129,7 +137,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         problem=_problem(status),
         ended=_ended(status, container),
         # A restart while warm is harmless, as nothing had run in it. After the claim, what ran in it is lost.
-        restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
+        restarted=_last_end(container) if claimed and restarts > _number(notes, names.RESTARTS) else "",
         restarts=restarts,
         disruption=_disruption(status),
         unexplained=status.get("phase") in ("Failed", "Succeeded") and not status.get("reason"),

@@ -39,15 +39,35 @@ _VOLUME_SOURCES = frozenset(("configMap", "downwardAPI", "emptyDir", "ephemeral"
 _VALUE_SOURCES = frozenset(("configMapKeyRef", "fieldRef", "resourceFieldRef"))
 _FOREIGN_VOLUMES = ("configMap", "persistentVolumeClaim")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
-# Read by container runtimes and network plug-ins as orders: another profile, another network, another hypervisor.
+# Read by container runtimes, network plug-ins, service meshes and clouds as orders: another profile, network, address
+# or hypervisor, mounts, flags of gVisor, a role of the cloud's.
 _ANNOTATIONS = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
     "k8s.v1.cni.cncf.io/",
     "io.katacontainers.",
-    "io.kubernetes.cri-o.",
+    "io.kubernetes.cri",
+    "io.containerd.",
+    "dev.gvisor.",
+    "security.alpha.kubernetes.io/",
+    "v1.multus-cni.io/",
+    "cni.projectcalico.org/",
+    "policy.cilium.io/",
+    "io.cilium",
+    "ovn.kubernetes.io/",
+    "k8s.ovn.org/",
+    "iam.amazonaws.com/",
+    "vault.hashicorp.com/",
+    "sidecar.istio.io/user",  # volumes; `inject` only says whether there is a sidecar
+    "sidecar.istio.io/bootstrapOverride",
+    "sidecar.istio.io/proxyImage",
+    "inject.istio.io/",
+    "traffic.sidecar.istio.io/",
+    "config.linkerd.io/",
 )
+# Of an ephemeral volume's claim: a copy of another claim's data, or a volume that is there already.
+_OTHERS_DATA = ("dataSource", "dataSourceRef", "volumeName")
 _ADVICE = "refused without --kube-trust-manifests"
 
 
@@ -65,7 +85,7 @@ def untrusted(runtime: Runtime) -> list[str]:
         place = "spec.template"
     found += refused_egress(_mapping(spec.get("wakegate")).get("egress"), "spec.wakegate.egress")
     for name in _mapping(template.get("annotations")):
-        if str(name).startswith(_ANNOTATIONS):
+        if str(name).startswith(_ANNOTATIONS) or ".crio.io" in str(name).partition("/")[0]:
             found.append(f"{place}.annotations.{name}")
     return [f"{path}: {_ADVICE}" for path in found]
 
@@ -80,6 +100,9 @@ def foreign(runtime: Runtime) -> list[str]:
     found = [f"{place}.{name}" for name in ("imagePullSecrets", "priorityClassName") if pod.get(name)]
     for index, volume in enumerate(_sequence(pod.get("volumes"))):
         found += [f"{place}.volumes[{index}].{name}" for name in _FOREIGN_VOLUMES if name in _mapping(volume)]
+        claim = _mapping(_mapping(_mapping(_mapping(volume).get("ephemeral")).get("volumeClaimTemplate")).get("spec"))
+        inner = f"{place}.volumes[{index}].ephemeral.volumeClaimTemplate.spec"
+        found += [f"{inner}.{name}" for name in _OTHERS_DATA if claim.get(name)]
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(_sequence(pod.get(kind))):
             given = _mapping(container)
