@@ -52,7 +52,7 @@ class AsyncClient(Base):
         self, method: str, path: str, session: str = "", **options: Any
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """The server-sent events of an answer, as they come."""
-        headers = {**({"x-session-id": session} if session else {}), **options.pop("headers", {})}
+        headers = {**({"x-session-id": calls.quoted(session)} if session else {}), **options.pop("headers", {})}
         try:
             async with self._http.stream(
                 method, path, **{"timeout": STREAM, "headers": headers, **options}

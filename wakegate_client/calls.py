@@ -34,21 +34,27 @@ class Call(Generic[T]):
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of httpx' `request`."""
-        headers = {**self.headers, **({"x-session-id": self.session} if self.session else {})}
+        # Quoted, since a field takes neither line ends nor letters beyond ASCII; an id has neither.
+        headers = {**self.headers, **({"x-session-id": quoted(self.session)} if self.session else {})}
         body: dict[str, Any] = {"json": self.json} if self.json is not None else {"content": self.content}
         # The API takes an empty parameter for a wrong value, so what was not given is left out.
         params = {name: str(value) for name, value in self.params.items() if value not in (None, "")}
         return {"headers": headers, "params": params, **body}
 
 
+def quoted(text: str) -> str:
+    """One part of a path. Bytes of a command line that are no UTF-8 stay those bytes."""
+    return quote(text, safe="", errors="surrogateescape")
+
+
 def of_session(session: str, tail: str = "") -> str:
     """The path of a session of the API."""
-    return f"/v1/sessions/{quote(session, safe='')}{tail}"
+    return f"/v1/sessions/{quoted(session)}{tail}"
 
 
 def file_path(path: str) -> str:
     """The path of a file in a sandbox: each of its segments encoded."""
-    return "/api/files/" + "/".join(quote(part, safe="") for part in path.lstrip("/").split("/"))
+    return "/api/files/" + "/".join(quoted(part) for part in path.lstrip("/").split("/"))
 
 
 def _of(kind: type[T], key: str = "") -> Callable[[httpx.Response], T]:
@@ -172,22 +178,42 @@ def tenants() -> Call[list[Tenant]]:
 
 def get_tenant(name: str) -> Call[Tenant]:
     """GET /v1/tenants/{name}; `self` is the caller's own."""
-    return Call("GET", f"/v1/tenants/{quote(name, safe='')}", _of(Tenant))
+    return Call("GET", f"/v1/tenants/{quoted(name)}", _of(Tenant))
 
 
 def put_tenant(name: str, limits: Mapping[str, Any]) -> Call[Tenant]:
     """PUT /v1/tenants/{name}."""
-    return Call("PUT", f"/v1/tenants/{quote(name, safe='')}", _of(Tenant), json={"limits": dict(limits)})
+    return Call("PUT", f"/v1/tenants/{quoted(name)}", _of(Tenant), json={"limits": dict(limits)})
 
 
 def delete_tenant(name: str, sessions: str) -> Call[None]:
     """DELETE /v1/tenants/{name}; `sessions`: keep or end."""
-    return Call("DELETE", f"/v1/tenants/{quote(name, safe='')}", _nothing, params={"sessions": sessions})
+    return Call("DELETE", f"/v1/tenants/{quoted(name)}", _nothing, params={"sessions": sessions})
+
+
+def create_key(fields: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """POST /v1/keys: the answer alone has the key."""
+    return Call("POST", "/v1/keys", _of(dict[str, Any]), json=dict(fields))
+
+
+def list_keys(tenant: str = "") -> Call[list[dict[str, Any]]]:
+    """GET /v1/keys; of one tenant, or of all."""
+    return Call("GET", "/v1/keys", _of(list[dict[str, Any]], "keys"), params={"tenant": tenant})
+
+
+def revoke_key(key: str) -> Call[None]:
+    """DELETE /v1/keys/{id}."""
+    return Call("DELETE", f"/v1/keys/{quoted(key)}", _nothing)
+
+
+def rotate_key(key: str, fields: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """POST /v1/keys/{id}/rotate; `overlap`: how long the old one goes on."""
+    return Call("POST", f"/v1/keys/{quoted(key)}/rotate", _of(dict[str, Any]), json=dict(fields))
 
 
 def of_agent(name: str, tail: str = "") -> str:
     """The path of an agent of the API."""
-    return f"/v1/agents/{quote(name, safe='')}{tail}"
+    return f"/v1/agents/{quoted(name)}{tail}"
 
 
 def get_agent(name: str, namespace: str = "") -> Call[dict[str, Any]]:
@@ -212,7 +238,7 @@ def list_schedules(agent: str, namespace: str = "") -> Call[dict[str, Any]]:
 
 
 def _task(method: str, agent: str, task: str, namespace: str, tail: str = "", **params: Any) -> Call[dict[str, Any]]:
-    path = of_agent(agent, f"/tasks/{quote(task, safe='')}{tail}")
+    path = of_agent(agent, f"/tasks/{quoted(task)}{tail}")
     return Call(method, path, _of(dict[str, Any]), params={"namespace": namespace, **params}, slow=True)
 
 
@@ -223,7 +249,7 @@ def get_task(agent: str, task: str, namespace: str = "", wait: str = "") -> Call
 
 def task_result(agent: str, task: str, namespace: str = "") -> Call[bytes]:
     """GET /v1/agents/{name}/tasks/{task}/result: what the agent answered."""
-    path = of_agent(agent, f"/tasks/{quote(task, safe='')}/result")
+    path = of_agent(agent, f"/tasks/{quoted(task)}/result")
     return Call("GET", path, lambda response: response.content, params={"namespace": namespace}, slow=True)
 
 

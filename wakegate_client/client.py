@@ -60,7 +60,7 @@ class Client(Base):
     @contextmanager
     def events(self, method: str, path: str, session: str = "", **options: Any) -> Iterator[Iterator[Event]]:
         """The server-sent events of an answer, as they come."""
-        headers = {**({"x-session-id": session} if session else {}), **options.pop("headers", {})}
+        headers = {**({"x-session-id": calls.quoted(session)} if session else {}), **options.pop("headers", {})}
         with self.stream(method, path, headers=headers, **options) as response:
             reader = EventReader()
             yield (event for line in response.iter_lines() for event in reader.feed(line))

@@ -6,6 +6,7 @@ May import every other package; slow imports are inside the functions that need 
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -25,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
+    _mend_streams()
     words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "help":  # as git, go and docker take it
+        words = argv = [*words[1:], "--help"]
     if "_WAKEGATE_COMPLETE" in os.environ:
         from gateway.cli.remote.app import complete
 
@@ -44,6 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gateway.cli.command import main as run
 
     return run(argv)
+
+
+def _mend_streams() -> None:
+    """Open what the caller has closed (`>&-`), and print what its character set lacks as an escape.
+
+    Without the first sys.stdout is None, and whatever is opened next gets its number; without the second a table with
+    an ellipsis, or a person's name, is a traceback where the locale is not of UTF-8.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115 — for the whole process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(number: int, _: Any) -> None:

@@ -81,10 +81,6 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:
             return uvloop.run(_examine(settings, as_json=arguments.json))
         case "prune":
             return uvloop.run(_prune(settings))
-        case "keys":
-            from gateway.cli.keys import run as run_keys
-
-            return uvloop.run(run_keys(settings, arguments))
         case "uninstall":
             from gateway.cli.upkeep import uninstall
 

@@ -11,7 +11,6 @@ from typing import NoReturn
 from gateway import __version__
 from gateway.cli.flags import add_flags
 from gateway.cli.registry import COMMANDS, LOCAL, grouped_help
-from gateway.core.identity import KEY_ROLES
 
 USAGE_ERROR = 2
 
@@ -85,7 +84,6 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     uninstall.add_argument("--yes", action="store_true", help="do it; without, only say what would be deleted")
     for command in (serve, doctor, prune, uninstall):
         add_flags(command)
-    keys = _add_keys(commands)
     audit = commands.add_parser("audit", help=LOCAL["audit"])
     if "audit" in words:
         from gateway.cli.audit import add_arguments
@@ -97,46 +95,9 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
 
         laboratory.add_arguments(replay)
     return parser, {
-        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "keys": keys, "audit": audit,
+        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "audit": audit,
         "replay": replay,
     }  # fmt: skip
-
-
-def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
-    """`wakegate keys` and its verbs, which act on the session store, so that no gateway need be running."""
-    keys = commands.add_parser("keys", help=LOCAL["keys"])
-    verbs = keys.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
-    create = verbs.add_parser("create", help="make a key, and print it once", epilog=UNITS)
-    create.add_argument("--role", required=True, choices=[str(role) for role in KEY_ROLES])
-    create.add_argument("--tenant", default="default", help="whose sessions it sees (default: default)")
-    create.add_argument("--name", default="", help="for people, to know it by")
-    create.add_argument(
-        "--user", default="", help="the person whose sessions are to be hidden from the tenant's others"
-    )
-    create.add_argument("--expires", metavar="DURATION", help="how long it is valid, e.g. 90d (default: for ever)")
-    create.add_argument(
-        "--runtime", dest="scopes", action="append", default=[], metavar="NAMESPACE/NAME",
-        help="the only runtime that it may use; may be repeated",
-    )  # fmt: skip
-    listing = verbs.add_parser("list", aliases=["ls"], help="list keys")
-    listing.add_argument("--tenant", dest="of_tenant", help="only those of this tenant")
-    listing.add_argument(
-        "-o", "--output", choices=("table", "json", "yaml", "name"), default="table", help="name: ids alone"
-    )
-    listing.add_argument("--json", action="store_true", help="one JSON object per key and line")
-    revoke = verbs.add_parser("revoke", help="end a key, at every gateway within two seconds")
-    revoke.add_argument("key_id", metavar="ID")
-    rotate = verbs.add_parser("rotate", help="make a key with the same rights, and end the old one", epilog=UNITS)
-    rotate.add_argument("key_id", metavar="ID")
-    rotate.add_argument("--overlap", metavar="DURATION", help="how long the old one goes on (default: not at all)")
-    for verb in (create, rotate):
-        verb.add_argument(
-            "--format", choices=("wakegate", "e2b"), default="wakegate",
-            help="e2b: print it as E2B's SDKs take it, e2b_ and hexadecimal digits; it is the same key",
-        )  # fmt: skip
-    for verb in (create, listing, revoke, rotate):
-        add_flags(verb, ("state_dir", "store", "store_prefix", "log_level"))
-    return keys
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -148,7 +109,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     # argparse would list the commands as an "invalid choice", without a suggestion.
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in commands:
-        if named in COMMANDS:
+        if named not in COMMANDS and words[0] != named:  # `wakegate --url ADDRESS ls`: the address looks like it
+            named = next((word for word in words if word in COMMANDS or word in commands), named)
+        if named in COMMANDS or named in commands:
             parser.error(f"{named} comes first, its flags behind it")
         close = difflib.get_close_matches(named, [*commands, *COMMANDS], 1)
         hint = f", did you mean {close[0]}?" if close else ""

@@ -53,6 +53,7 @@ COMMANDS: Mapping[str, Remote] = {
     "bench": Remote(_REMOTE + "bench:bench", "how long creates, commands, sleeps and wakes take here", _GATEWAY),
     "usage": Remote(_REMOTE + "usage:usage", "what was used, and what it costs", _GATEWAY),
     "tenants": Remote(_REMOTE + "tenants:app", "list, show, set and delete tenants", _GATEWAY),
+    "keys": Remote(_REMOTE + "keys:app", "make, list and end API keys, here or at a gateway", _GATEWAY),
     "config": Remote(
         _REMOTE + "config:config", "every setting of `serve`, its value and where it comes from", _GATEWAY
     ),
@@ -65,7 +66,6 @@ LOCAL: Mapping[str, str] = {
     "doctor": "check everything that a gateway needs",
     "prune": "delete what no session needs any more",
     "uninstall": "delete the state directory",
-    "keys": "make, list and end API keys",
     "audit": "the audit trail: its public key, and whether files are as written",
     "replay": "replay traces of claims through pool policies",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from gateway.build import build
 from gateway.core.errors import SettingsError
 from gateway.core.settings import Settings
+from gateway.core.settings.state_dir import OWNER, foreign_names
 from gateway.core.units import readable_size
 
 
@@ -20,6 +22,10 @@ async def prune(settings: Settings) -> AsyncIterator[str]:
     """
     if settings.engine != "local":
         raise SettingsError(["wakegate prune is for the local engine; in a cluster the gateways tidy up by themselves"])
+    if not settings.state_dir.exists():
+        yield f"{settings.state_dir} does not exist; nothing to clean up"
+        return
+    _require_ours(settings.state_dir, "nothing was changed")
     before = _size_of(settings.state_dir)
     gateway = await build(settings)
     await gateway.store.start()
@@ -51,10 +57,12 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
     state = settings.state_dir
     if not state.exists():
         return [f"{state} does not exist; nothing to delete"]
-    # `--state-dir ~` must not delete a home folder.
-    if not (state / "owner").exists():
+    # `--state-dir ~` must not delete a home folder, not even one that a gateway has been started on.
+    _require_ours(state, "nothing was deleted")
+    if names := foreign_names(state):
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise SettingsError(
-            [f"{state} is not a gateway's state directory: it has no file `owner`; nothing was deleted"]
+            [f"{state} has more in it than a gateway makes: {shown}; move that away first; nothing was deleted"]
         )
     StateDir.open(state).close()  # raises if a gateway holds the lock
     what = f"{state} ({readable_size(_size_of(state))}: sessions, records, keys)"
@@ -72,12 +80,19 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
     return report
 
 
+def _require_ours(state: Path, otherwise: str) -> None:
+    if not (state / OWNER).is_file():
+        raise SettingsError([f"{state} is not a gateway's state directory: it has no file `{OWNER}`; {otherwise}"])
+
+
 def _size_of(folder: Path) -> int:
     """The disk space that a folder uses, in bytes, without following links."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_blocks * 512
-        except OSError:
-            pass  # deleted since the listing
+    # os.walk leaves out folders that cannot be read, or were deleted since they were listed.
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            try:
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+            except OSError:
+                pass  # deleted since the listing
     return total

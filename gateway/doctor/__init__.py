@@ -22,7 +22,10 @@ __all__ = ["Finding", "examine", "exit_status", "startup_findings"]
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Run every check and yield its findings as they are made."""
     # From what all others need to what is slow: whoever reads along sees the likely cause first.
-    yield await check_state_dir(settings)
+    found = await check_state_dir(settings)
+    yield found
+    if found.detail.startswith("--state-dir"):  # it cannot be had, and the others would be made in it
+        return
     yield await check_store(settings)
     yield await check_snapshots(settings)
     async for finding in check_hibernated(settings):

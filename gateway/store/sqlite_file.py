@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.core.errors import StoreUnavailableError, WakegateError
+from gateway.core.errors import BadRequestError, StoreUnavailableError, WakegateError
 from gateway.store import sqlite_pages, sqlite_task_schema
 
 APPLICATION_ID = 0x574B4754  # "WKGT", which distinguishes a store from other programs' sqlite files
@@ -213,6 +213,8 @@ def translate(path: Path, error: BaseException) -> BaseException:
         return error
     if isinstance(error, OSError):
         return _chained(f"session store {path}: {error.strerror or error}; check the folder and its permissions", error)
+    if isinstance(error, UnicodeEncodeError):  # a lone surrogate, of a command line or of JSON
+        return BadRequestError(f"text that is not Unicode cannot be stored: {error.reason}")
     if isinstance(error, ValueError):  # from the codec: a row that is not a session record
         return _chained(_damaged(path, str(error)), error)
     if not isinstance(error, sqlite3.Error):

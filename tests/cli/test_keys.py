@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
+from gateway.cli.remote import app as remote
 from tests.support.serve import serve
 from tests.support.waiting import wait_until
 
@@ -61,17 +63,58 @@ def test_key_works_at_a_running_gateway_until_it_is_revoked(tmp_path: Path) -> N
 def test_wrong_arguments_are_refused_with_the_right_form(tmp_path: Path) -> None:
     """In a line, with status 2."""
     for words, hint in (
-        (("create", "--role", "emperor"), "invalid choice"),
+        (("create", "--role", "emperor"), "'emperor' is not one of admin, operator"),
         (("create", "--role", "member", "--tenant", "A B"), "tenant: expected a name"),
         (("create", "--role", "member", "--expires", "soon"), "--expires: expected a duration"),
         (("create", "--role", "member", "--runtime", "a/b/c"), "names no runtime"),
-        (("revoke", "nothing"), "no API key 'nothing'"),
-        (("lst",), "invalid choice"),
+        (("lst",), "no such command 'lst'"),
     ):
         ended = keys(tmp_path / "state", *words)
         assert ended.returncode == 2
         assert hint in ended.stderr
         assert "Traceback" not in ended.stderr
+    missing = keys(tmp_path / "state", "revoke", "nothing")
+    assert (missing.returncode, missing.stderr) == (4, "wakegate: no API key 'nothing'\n")
+
+
+def test_admin_makes_lists_and_ends_keys_at_a_gateway_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the gateway's address and an admin's key alone; another's is refused; no store is made on this machine."""
+    admin = keys(tmp_path / "state", "create", "--role", "admin").stdout.strip()
+    for name in [each for each in os.environ if each.startswith("WAKEGATE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+    def wakegate(*words: str, status: int = 0) -> str:
+        assert remote.run(["keys", *words]) == status
+        said = capsys.readouterr()
+        return said.out if status == 0 else said.err
+
+    with serve(tmp_path / "state", "--auth", "--warm-pool", "0") as server:
+        monkeypatch.setenv("WAKEGATE_URL", server.url)
+        monkeypatch.setenv("WAKEGATE_API_KEY", admin)
+        made = wakegate("create", "--role", "member", "--tenant", "acme", "--name", "bot", "--expires", "90d").strip()
+        as_made = server.client.get("/v1/caller", headers={"authorization": f"Bearer {made}"}).json()
+        assert (as_made["role"], as_made["tenant"], as_made["expiresAt"] is not None) == ("member", "acme", True)
+        (shown,) = json.loads(wakegate("ls", "--tenant", "acme", "-o", "json"))
+        assert (shown["name"], shown["role"]) == ("bot", "member")
+        assert made not in wakegate("ls")
+        monkeypatch.setenv("WAKEGATE_API_KEY", made)
+        assert "may not" in wakegate("ls", status=5) or "role" in wakegate("ls", status=5)
+        monkeypatch.setenv("WAKEGATE_API_KEY", admin)
+        rotated = wakegate("rotate", shown["id"], "--overlap", "1h", "--format", "e2b").strip()
+        for key in (made, rotated):
+            assert server.client.get("/v1/caller", headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert wakegate("revoke", shown["id"]) == f"{shown['id']} revoked\n"
+        assert server.client.get("/v1/caller", headers={"authorization": f"Bearer {made}"}).status_code == 401
+        assert "nosuch" in wakegate("revoke", "nosuch/../..", status=4)
+        # Without a key the store on this machine is meant, where the first one is made.
+        monkeypatch.delenv("WAKEGATE_API_KEY")
+        assert not (tmp_path / "data").exists()
+        assert wakegate("ls", "-o", "name") == ""
+        assert (tmp_path / "data" / "wakegate").is_dir()
 
 
 def test_gateway_beyond_this_machine_needs_authentication_or_an_explicit_flag(tmp_path: Path) -> None:

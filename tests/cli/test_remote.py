@@ -408,6 +408,10 @@ def test_code_keeps_variables_and_saves_pictures(server: Server, environ: dict[s
     assert "saved" in done.stderr
     assert (tmp_path / "wakegate-1.png").read_text() == "mine"
     assert (tmp_path / "wakegate-2.png").read_bytes().startswith(b"\x89PNG")
+    on_kitty = on_terminal({**environ, "TERM": "xterm-kitty"}, "code", session, "-c", plot, "--save", str(tmp_path))
+    on_kitty.expect(r"\x1b_Gf=100,a=T,q=2,m=1;iVBOR")
+    on_kitty.expect(pexpect.EOF)
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 def test_what_a_sandbox_says_moves_no_terminal(server: Server, environ: dict[str, str]) -> None:

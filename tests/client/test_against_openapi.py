@@ -39,6 +39,10 @@ CALLS: dict[str, Call[Any]] = {
     "get_tenant": calls.get_tenant("x"),
     "put_tenant": calls.put_tenant("x", {"sessions": 1}),
     "delete_tenant": calls.delete_tenant("x", "end"),
+    "create_key": calls.create_key({"role": "member", "tenant": "x", "name": "n", "expires": 60}),
+    "list_keys": calls.list_keys("x"),
+    "revoke_key": calls.revoke_key("k"),
+    "rotate_key": calls.rotate_key("k", {"overlap": 60}),
     "get_agent": calls.get_agent("x", "y"),
     "invoke_async": calls.invoke_async("/v1/namespaces/x/agent-runtimes/y/invocations/z", b"", {}, "s"),
     "list_tasks": calls.list_tasks("x", {"namespace": "y", "state": "dead", "before": "1", "limit": 3}),
@@ -48,7 +52,7 @@ CALLS: dict[str, Call[Any]] = {
     "list_schedules": calls.list_schedules("a", "ns"),
     "retry_task": calls.retry_task("x", "t", "y"),
 }
-NO_OPERATIONS = {"check", "read_json", "of_session", "of_agent", "file_path", "in_sandbox"}
+NO_OPERATIONS = {"check", "quoted", "read_json", "of_session", "of_agent", "file_path", "in_sandbox"}
 
 
 def operation_of(call: Call[Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def advice_unreachable(text: str) -> str:
     """What to do where nothing answered. `text`: the error's, as httpx and the system word it."""
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "--ca names the certificates to trust"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "something answers there, but not https: name it with http://"
     if "Wakegate does" in text:  # something else answers there
         return "--url, WAKEGATE_URL or `wakegate login` name the gateway"
     if "broke off" in text or "disconnected" in text:

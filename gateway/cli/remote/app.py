@@ -14,7 +14,7 @@ import typer
 from gateway.cli.registry import COMMANDS
 from gateway.cli.remote.advice import advice, advice_unreachable
 from gateway.cli.remote.screen import plain
-from gateway.core.errors import SettingsError
+from gateway.core.errors import NotFoundError, SettingsError, WakegateError
 from wakegate_client import APIError, UnreachableError
 
 # docs/cli.md has them for users.
@@ -55,6 +55,13 @@ def run(words: Sequence[str]) -> int:
         for problem in error.problems:
             print(f"wakegate: {plain(problem)}", file=sys.stderr)
         return USAGE
+    except WakegateError as error:  # of the session store, which `keys` may use without a gateway
+        _say(str(error), "")
+        return NOT_FOUND if error.status == NotFoundError.status else USAGE
+    except UnicodeError:  # of a word of the command line: Python keeps bytes that are no text as lone surrogates
+        coding = sys.getfilesystemencoding().upper()
+        _say(f"the command line has bytes that are no text in {coding}, which the API cannot be sent", "")
+        return NOT_RUN if name in _PASSING_ON else USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -76,7 +83,7 @@ def _say_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # whose message is the help
         print(error.ctx.get_help(), file=sys.stderr)
         return USAGE
-    text = error.format_message().replace("Value error, ", "").removesuffix(".")
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
     print(f"{command}: {plain(text[:1].lower() + text[1:])}; see {command} --help", file=sys.stderr)
     return USAGE
 

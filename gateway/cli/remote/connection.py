@@ -10,16 +10,18 @@ import functools
 import inspect
 import json
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 
 from gateway.core.errors import SettingsError
-from wakegate_client import Client
+from wakegate_client import APIError, Client
 from wakegate_client.base import DEFAULT_URL
 
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="The gateway's address.", show_default=False)]
@@ -44,6 +46,7 @@ Context = Annotated[
     ),
 ]  # fmt: skip
 Ca = Annotated[str, typer.Option("--ca", metavar="FILE", help="Certificates to trust, a PEM file.", show_default=False)]
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _OPTIONS: Mapping[str, Any] = {"url": Url, "api_key": ApiKey, "context": Context, "ca": Ca}
 
 
@@ -67,11 +70,12 @@ def read_contexts() -> dict[str, Any]:
     path = contexts_file()
     try:
         document = json.loads(path.read_text())
-        if not isinstance(document["contexts"], dict):
-            raise TypeError
+        for each in document["contexts"].values():
+            if not all(isinstance(value, str) for value in each.values()):
+                raise TypeError
     except FileNotFoundError:
         return {"current": "", "contexts": {}}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise SettingsError([f"{path}: is no file of contexts; delete it, and log in again"]) from None
     return dict(document)
 
@@ -107,8 +111,14 @@ def find_target(*, url: str = "", api_key: str = "", context: str = "", ca: str 
 
 
 def connect(target: Target) -> Client:
-    """A client of a gateway. Raises SettingsError for certificates that cannot be read."""
-    return Client(target.url, target.key, verify=tls_of(target) or True)
+    """A client of a gateway. Raises SettingsError for a wrong address, and for certificates that cannot be read."""
+    # Here, as httpx would put the key into its error.
+    if not (target.key.isascii() and target.key.isprintable()):
+        raise SettingsError(["the API key has characters that no key has, such as a line break; copy it again"])
+    try:
+        return Client(target.url, target.key, verify=tls_of(target) or True)
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise SettingsError([f"{target.url}: is no address of a gateway: {error}"]) from None
 
 
 def tls_of(target: Target) -> ssl.SSLContext | None:
@@ -169,4 +179,16 @@ def complete_runtime(incomplete: str) -> list[str]:
     return [each for each in (*names, *(name.partition("/")[2] for name in names)) if each.startswith(incomplete)]
 
 
-SessionId = Annotated[str, typer.Argument(metavar="ID", autocompletion=complete_session, show_default=False)]
+def is_id(text: str) -> str:
+    """The id of a session as it was given. Raises APIError where no session can have it.
+
+    The gateway would take `a/b` for another path, and say that it has no such page.
+    """
+    if not _ID.fullmatch(text):
+        raise APIError(404, "SESSION_NOT_FOUND", f"there is no session {text[:64]!r}")
+    return text
+
+
+SessionId = Annotated[
+    str, typer.Argument(metavar="ID", autocompletion=complete_session, show_default=False, callback=is_id)
+]

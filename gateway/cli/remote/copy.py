@@ -20,7 +20,7 @@ from gateway.cli.remote.screen import note, plain
 from gateway.core.errors import SettingsError
 from gateway.core.tar import read_tar
 from wakegate_client import APIError, Client, UnreachableError
-from wakegate_client.calls import file_path, in_sandbox
+from wakegate_client.calls import file_path, in_sandbox, quoted
 
 _CHUNK_BYTES = 256 << 10
 _WORKSPACE = "/workspace"
@@ -118,7 +118,7 @@ def _download(gateway: Client, session: str, path: str, target: str) -> None:
     if stat.get("type") == "directory" or stat.get("is_dir"):
         _download_folder(gateway, session, path, target)
         return
-    headers = {"x-session-id": session}
+    headers = {"x-session-id": quoted(session)}
     with gateway.stream("GET", file_path(path), headers=headers) as response:
         size = response.headers.get("content-length")
         with transfer(path, int(size) if size else None) as advance:
@@ -128,10 +128,10 @@ def _download(gateway: Client, session: str, path: str, target: str) -> None:
             here = Path(target)
             if here.is_dir() or target.endswith("/"):
                 here = here / _safe_name(path)
-            if not here.parent.is_dir():
-                raise SettingsError([f"cp: there is no folder {here.parent}"])
+            _require_folder(here.parent)
             # Beside it and renamed: a copy that breaks off leaves the file that was here, not the half of another.
-            half = here.with_name(f".{here.name}.{os.getpid()}")
+            # Not named by it: a name may have 255 bytes.
+            half = here.with_name(f".wakegate-cp.{os.getpid()}")
             try:
                 with open(half, "xb") as file:
                     for chunk in response.iter_bytes(_CHUNK_BYTES):
@@ -153,8 +153,14 @@ def _safe_name(path: str) -> str:
     return name
 
 
+def _require_folder(folder: Path) -> None:
+    """A target with a slip in it makes no folders all the way down, as with cp."""
+    if not folder.is_dir():
+        raise SettingsError([f"cp: there is no folder {folder}"])
+
+
 def _download_folder(gateway: Client, session: str, path: str, target: str) -> None:
-    options = {"headers": {"x-session-id": session}, "params": {"path": path or ".", "format": "tar"}}
+    options = {"headers": {"x-session-id": quoted(session)}, "params": {"path": path or ".", "format": "tar"}}
     if target == "-":
         with gateway.stream("GET", "/api/fs/archive", **options) as response, transfer(path or ".", None) as advance:
             _print(response.iter_bytes(_CHUNK_BYTES), advance)
@@ -162,6 +168,7 @@ def _download_folder(gateway: Client, session: str, path: str, target: str) -> N
     folder = Path(target)
     if target.endswith("/"):
         folder = folder / _safe_name(path)
+    _require_folder(folder.parent)
     with gateway.stream("GET", "/api/fs/archive", **options) as response, transfer(path or ".", None) as advance:
         source = _Reader(response.iter_bytes(_CHUNK_BYTES), advance)
         try:

@@ -25,7 +25,10 @@ _CHUNK_BYTES = 64 << 10
 
 def _words(command: list[str]) -> list[str]:
     """The command without the `--` that kubectl has before it, as people are used to."""
-    return command[1:] if command[0] == "--" and len(command) > 1 else command
+    words = command[1:] if command[0] == "--" else command
+    if not words or not words[0]:
+        raise typer.BadParameter("there is no command behind it" if not words else "the command is an empty word")
+    return words
 
 
 Command = Annotated[

@@ -14,7 +14,7 @@ from gateway.cli.remote.screen import note, plain, write_answer
 from gateway.cli.remote.tasks import finish
 from gateway.core.errors import SettingsError
 from wakegate_client import Client
-from wakegate_client.calls import get_agent, invoke_async
+from wakegate_client.calls import get_agent, invoke_async, quoted
 
 
 @over_api
@@ -57,7 +57,7 @@ def invoke(
     where = str(gateway.send(get_agent(name, namespace))["path"]).rstrip("/") + "/" + path.lstrip("/")
     headers = {"content-type": content_type}
     if not in_background:
-        _now(gateway, where, body, {**headers, **({"x-session-id": session} if session else {})})
+        _now(gateway, where, body, {**headers, **({"x-session-id": quoted(session)} if session else {})})
         return
     task = gateway.send(invoke_async(where, body, {**headers, **asked}, session))
     if wait:

@@ -16,7 +16,9 @@ from wakegate_client.base import DEFAULT_URL
 
 def login(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="What to call it.")] = "default",
-    url: Annotated[str, typer.Option("--url", help="The gateway's address.")] = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="The gateway's address.", envvar="WAKEGATE_URL")
+    ] = DEFAULT_URL,
     ca: Annotated[str, typer.Option("--ca", help="Certificates to trust, a PEM file.", show_default=False)] = "",
     no_key: Annotated[bool, typer.Option("--no-key", help="A gateway that asks for none.")] = False,
     use: Annotated[bool, typer.Option("--use", help="Only choose NAME for the commands to come.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.remote.connection import SessionId, complete_runtime, complete_session, over_api
+from gateway.cli.remote.connection import SessionId, complete_runtime, complete_session, is_id, over_api
 from gateway.cli.remote.progress import waiting
 from gateway.cli.remote.screen import Format, Output, age, note, plain, show, table_of
 from gateway.core.errors import SettingsError
@@ -224,7 +224,7 @@ def _chosen(
     if older_than and not everything:
         raise SettingsError(["--older-than: goes with --all"])
     if sessions:
-        return sessions
+        return [is_id(each) for each in sessions]
     try:
         least = parse_lifetime(older_than) if older_than else 0.0
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +79,17 @@ def _limit(text: str) -> tuple[str, Any]:
     # sessions=100 is a number, memory=64Gi and maxDuration=8h are text, and `"100"` in quotes is text too: as in JSON,
     # which the API takes, so that a limit that is added there needs no change here.
     try:
-        return name, json.loads(value)
+        return name, json.loads(value, parse_constant=_no_number, parse_float=_finite)
     except ValueError:
         return name, value
+
+
+def _no_number(text: str) -> float:
+    """Python reads NaN and Infinity, which are no JSON and cannot be sent."""
+    raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
