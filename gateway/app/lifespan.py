@@ -112,9 +112,14 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
 async def _start_identities(gateway: Gateway, stack: AsyncExitStack) -> None:
     """Tenants and, where requests need one, keys: from the store, and followed there from now on."""
     await gateway.tenants.follow()
-    if gateway.sessions.ownership.shared_provider:
+    if gateway.tenants.has_rates or gateway.sessions.ownership.shared_provider:
         # Before the first request: the others take a session for unused only if they know that nobody else serves it.
-        await gateway.store.quotas.gateways(gateway.holder, GATEWAY_TTL_S)
+        alive = await gateway.store.quotas.gateways(gateway.holder, GATEWAY_TTL_S)
+        gateway.tenants.join(len(alive))
+        if gateway.tenants.has_rates and len(alive) > 1:
+            # Each of the others has counted this one by then, and gives tenants its part of their rates only. Rejected:
+            # to serve at once, which gave a tenant of one gateway 1.5 of its rate, or to refuse it until then.
+            await asyncio.sleep(FOLLOW_INTERVAL_S)
     loops = [
         ("tenants", every(FOLLOW_INTERVAL_S, partial(_follow_tenants, gateway))),
         ("request budgets", every(REFILL_INTERVAL_S, partial(_refill_budgets, gateway))),

@@ -28,6 +28,7 @@ class Resource(StrEnum):
 
 
 Amounts = Mapping[Resource, int]
+WHOLE_RATE = 1_000_000  # whole numbers, of which the shares of all holders are never more in sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,18 @@ class Part:
     """What one gateway may use of a limit that several share.
 
     `units`: that it holds now, of those there are at once. `amount`: that it took for good, or gave back (negative).
-    `holders`: gateways that hold a part now, itself among them.
+    `holders`: gateways that hold a part now, itself among them. `share`: of a rate, in millionths.
     """
 
     units: int
     amount: int
     holders: int
+    share: int = WHOLE_RATE
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its share of a rate is less than it should be, as the others have not given up theirs yet."""
+        return self.holders > 0 and self.share < WHOLE_RATE // self.holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,8 @@ class QuotaLedger(Protocol):
         """Give gateway `holder` a part of the limits called `name`: as much of its wish as the others leave.
 
         Units are its own for `ttl` seconds, or until it asks again; 0 units: it holds none any more. An amount stays
-        taken, until it is given back, or nobody has asked for a day. Atomic over all gateways.
+        taken, until it is given back, or nobody has asked for a day. Of a rate it gets an equal share, or what the
+        others have not: who joins has nothing until they have asked again. Atomic over all gateways.
         """
         ...
 
@@ -129,27 +137,30 @@ class QuotaLedger(Protocol):
 
 @dataclass(slots=True)
 class Parted:
-    """Limits that gateways have parts of: units with the time until which they are held, by holder; what is taken."""
+    """Limits that gateways have parts of: units, the time until which they are held, and the share of a
+    rate, by holder; what is taken."""
 
-    held: dict[str, tuple[int, float]] = field(default_factory=dict)
+    held: dict[str, tuple[int, float, int]] = field(default_factory=dict)
     taken: int = 0
 
     def give(self, holder: str, wish: Wish, now: float, ttl: float) -> Part:
         """The part that a holder gets, by the rule of QuotaLedger.part."""
         # Beyond any holder's time: the clock was set back since.
         self.held = {
-            name: (units, until)
-            for name, (units, until) in self.held.items()
-            if name != holder and now < until <= now + 2 * ttl
+            name: each for name, each in self.held.items() if name != holder and now < each[1] <= now + 2 * ttl
         }
-        units = max(0, min(wish.units, wish.of_units - sum(each for each, _ in self.held.values())))
+        units = max(0, min(wish.units, wish.of_units - sum(each for each, _, _ in self.held.values())))
+        share = 0
         if wish.units:
-            self.held[holder] = (units, now + ttl)
+            # Two gateways: the first has 1,000,000 until it asks again, then 500,000; the second gets 0, then 500,000.
+            left = WHOLE_RATE - sum(each for _, _, each in self.held.values())
+            share = max(0, min(WHOLE_RATE // (len(self.held) + 1), left))
+            self.held[holder] = (units, now + ttl, share)
         amount = (
             max(wish.amount, -self.taken) if wish.amount < 0 else max(0, min(wish.amount, wish.of_amount - self.taken))
         )
         self.taken += amount
-        return Part(units, amount, len(self.held))
+        return Part(units, amount, len(self.held), share)
 
 
 def excess_of(held: Amounts, wanted: Amounts, used: Amounts, limits: Amounts) -> Excess | None:

@@ -20,7 +20,7 @@ from gateway.egress.http_head import (
     request_head,
     response_head,
 )
-from gateway.egress.relay import Pipe
+from gateway.egress.relay import Pipe, paced
 
 _READ_BYTES = 256 << 10
 _BAD_ANSWER = b"HTTP/1.1 502 The origin's answer is not HTTP\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -112,20 +112,14 @@ async def _send_body(client: Client, upstream: socket.socket, head: Head, rest: 
             content = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
             content += b"0\r\n\r\n" if over else b""
         if content:
-            await _pace(client.count_up(len(content)))
+            if not await paced(client.count_up, len(content)):
+                raise GoneError
             await _send(client, upstream, content)
         if over:
             return
         data = await _receive(client, client.socket)
         if not data:
             raise GoneError
-
-
-async def _pace(delay: float) -> None:
-    if delay < 0:
-        raise GoneError
-    if delay:
-        await asyncio.sleep(delay)
 
 
 async def _answer(client: Client, upstream: socket.socket, held: bytes | None) -> None:

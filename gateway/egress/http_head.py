@@ -108,6 +108,9 @@ def parse_response(data: bytes) -> tuple[int, bytes, list[Field]]:
 
 
 def _lines(data: bytes) -> list[bytes]:
+    # Here too, and not only while its end is looked for: with the last piece that was read it may be twice as long.
+    if len(data) > MAX_HEAD_BYTES:
+        raise BadHeadError("its head is too large", 431)
     lines = data[:-4].split(b"\r\n")
     if len(lines) > _MAX_FIELDS + 1:
         raise BadHeadError(f"more than {_MAX_FIELDS} fields", 431)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from gateway.core.quota import Part, Wish
+from gateway.core.quota import WHOLE_RATE, Part, Wish
 from gateway.egress.policy import Limits
 
 _BURST_S = 0.25  # of a rate that may go at once: below it, a fast transfer would stop and go
@@ -18,10 +18,11 @@ _MIN_CHUNK, _MAX_CHUNK, _CHUNK_SHARE = 1 << 16, 64 << 20, 32
 # Of a transfer whose bytes are used up while more are asked for: an answer takes some milliseconds. If it takes longer,
 # the store is away or slow, and a piece of 256 KiB in half a second is all that goes on without being counted there.
 _SHORT_PAUSE_S, _PATIENCE_S, _LONG_PAUSE_S = 0.03, 0.2, 0.5
+_EMPTY_PAUSE_S = 0.1  # of a transfer at a gateway that has no share of the rate yet
 
 
 class Bucket:
-    """A token bucket. `take` may overdraw it, and says how long to wait then."""
+    """A token bucket. `take` may overdraw it, and says how long to wait then. One without a rate gets nothing."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate, self._burst = rate, burst
@@ -31,22 +32,28 @@ class Bucket:
         """Take an amount; seconds until the bucket is not overdrawn, 0: now."""
         # Overdrawn instead of refused: bytes have been read when they are counted. At 20 MiB/s a piece of 256 KiB is a
         # pause of 12.5 ms, in which the source's window closes, so that the sender slows down and nothing is dropped.
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate) - amount
-        self._at = now
+        self._fill(now)
+        self._level -= amount
+        if not self._rate:
+            return 0.0 if self._level > 0 else _EMPTY_PAUSE_S
         return max(0.0, -self._level / self._rate)
 
-    def resize(self, rate: float, burst: float) -> None:
+    def resize(self, rate: float, burst: float, now: float) -> None:
         """Take another rate from now on; what has been saved up is cut to the new burst."""
+        self._fill(now)  # the time before was at the old rate: with a new one of more, it would give too much
         self._rate, self._burst, self._level = rate, burst, min(self._level, burst)
 
     def try_take(self, now: float) -> bool:
         """Take one, if there is one."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
-        self._at = now
+        self._fill(now)
         if self._level < 1:
             return False
         self._level -= 1
         return True
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
+        self._at = now
 
 
 class Share:
@@ -60,7 +67,8 @@ class Share:
         self.asked_at = float("-inf")
         self.units = 0  # connections
         self.bytes = 0
-        self.holders = 1
+        self.of_rate = 0  # millionths
+        self.is_behind = False  # others have to give up some of the rate
         self.unknown = False  # the latest question had no answer
         self._all_units = self._all_bytes = False  # no more of them to be had, when it was asked
 
@@ -78,7 +86,7 @@ class Share:
         """The answer to a wish; None: there was none."""
         self.unknown = part is None
         if part is not None:
-            self.units, self.holders = part.units, max(1, part.holders)
+            self.units, self.of_rate, self.is_behind = part.units, part.share, part.is_behind
             self.bytes += part.amount
             self._all_units = part.units < wish.units
             self._all_bytes = part.amount < wish.amount
@@ -132,7 +140,8 @@ class Account:
         self.connections = 0
         self.up = 0  # from the sandbox
         self.down = 0
-        self._rate = Bucket(limits.rate, limits.rate * _BURST_S, now) if limits.rate else None
+        rate = limits.rate if share is None else 0  # nothing until the store has said how much
+        self._rate = Bucket(rate, rate * _BURST_S, now) if limits.rate else None
         self._lines = Bucket(_LINES_PER_S, _LINE_BURST, now)
         self.lines_left_out = 0
 
@@ -170,6 +179,8 @@ class Account:
         delay = 0.0 if self._rate is None else self._rate.take(up + down, now)
         if self.share is None:
             return delay
+        # No longer at once: the share of the rate may have grown by then.
+        delay = min(delay, _LONG_PAUSE_S)
         return max(delay, self.share.pause(self.limits, self._moved, now, again=not (up or down)))
 
     def wish(self) -> Wish:
@@ -182,14 +193,13 @@ class Account:
         assert self.share is not None
         return self.share.leftover(self.limits, self._moved)
 
-    def take(self, wish: Wish, part: Part | None) -> None:
+    def take(self, wish: Wish, part: Part | None, now: float) -> None:
         """The answer to a wish; None: there was none."""
         assert self.share is not None
         self.share.take(wish, part)
         if self._rate is not None:
-            # Bytes of a moment need not be exact: a gateway that joins counts from the next question of the others on.
-            rate = self.limits.rate / self.share.holders
-            self._rate.resize(rate, rate * _BURST_S)
+            rate = self.limits.rate * self.share.of_rate / WHOLE_RATE
+            self._rate.resize(rate, rate * _BURST_S, now)
 
     def may_log(self, now: float) -> bool:
         """Whether a line of the access log may be written; counts those that may not."""

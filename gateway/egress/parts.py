@@ -16,7 +16,8 @@ from gateway.egress.limits import Account, Share
 from gateway.egress.policy import Limits
 
 PART_TTL_S = 12.0  # for which units are held: three heartbeats
-_BEAT_S, _RATE_BEAT_S = 4.0, 1.0  # where there is a rate, who shares it has to be known sooner
+# Where there is a rate, a gateway that joins waits for the others to ask again; it has nothing before.
+_BEAT_S, _RATE_BEAT_S, _BEHIND_BEAT_S = 4.0, 0.5, 0.2
 _ANSWER_TIMEOUT_S = 10.0
 _RETRY_S = 0.5  # after a question without an answer
 
@@ -54,7 +55,7 @@ class Parts:
         found = self._wishes.pop(number, None)
         if found is not None:
             asker, wish = found
-            asker.account.take(wish, part)
+            asker.account.take(wish, part, self._loop.time())
             asking, asker.asking = asker.asking, None
             if part is not None:
                 asker.holds = bool(wish.units)
@@ -70,7 +71,7 @@ class Parts:
             account, since = asker.account, now - asker.share.asked_at
             if asker.asking is None and since >= _RETRY_S:
                 asker.share.hope()
-            if (account.connections or asker.holds) and since >= (_RATE_BEAT_S if account.limits.rate else _BEAT_S):
+            if (account.connections or asker.holds) and since >= _beat_s(asker):
                 self._ask(asker, idle=not account.connections)
 
     def leave(self, account: Account) -> None:
@@ -99,3 +100,10 @@ class Parts:
     def _say(self, asker: _Asker, wish: Wish, number: int) -> None:
         """A question; 0 as its number: nobody waits for the answer."""
         self._send({"op": "part", "number": number, "name": asker.name, "wish": asdict(wish)})
+
+
+def _beat_s(asker: _Asker) -> float:
+    """Seconds from one question to the next."""
+    if not asker.account.limits.rate:
+        return _BEAT_S
+    return _BEHIND_BEAT_S if asker.share.is_behind else _RATE_BEAT_S

@@ -18,6 +18,15 @@ _TURNS = 4  # reads in one step: more would keep other connections waiting
 _shared = memoryview(bytearray(CHUNK_BYTES))
 
 
+async def paced(count: Callable[[int], float], amount: int) -> bool:
+    """Count an amount (as Pipe has it counted), and wait until more may follow; False: none may."""
+    delay = count(amount)
+    while delay > 0:
+        await asyncio.sleep(delay)
+        delay = count(0)
+    return delay == 0
+
+
 class Pipe:
     """Bytes in one direction between two sockets.
 

@@ -11,6 +11,8 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from gateway.egress.relay import paced
+
 _READ_BYTES = 256 << 10
 
 
@@ -118,7 +120,7 @@ class TlsStream:
             self._incoming.write_eof()
             return False
         self._incoming.write(data)
-        await self._pace(self._count_in(len(data)))
+        await self._pace(self._count_in, len(data))
         return True
 
     async def _flush(self) -> None:
@@ -131,10 +133,8 @@ class TlsStream:
                 await self._loop.sock_sendall(self._socket, data)
             except OSError:
                 raise EndedError("the connection broke") from None
-            await self._pace(self._count_out(len(data)))
+            await self._pace(self._count_out, len(data))
 
-    async def _pace(self, delay: float) -> None:
-        if delay < 0:
+    async def _pace(self, count: Callable[[int], float], amount: int) -> None:
+        if not await paced(count, amount):
             raise EndedError("over the limit of bytes")
-        if delay:
-            await asyncio.sleep(delay)

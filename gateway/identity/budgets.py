@@ -24,9 +24,13 @@ class Budget:
         self._value = rate
         self._rate = rate / gateways
         self._burst = max(1.0, (rate if burst is None else burst) / gateways)
-        # A new bucket is full. One that grows does not fill up by that: otherwise each gateway that leaves, and each
-        # change of limits, would hand a tenant another burst.
+        # A new bucket is full (unless `hold_one` follows). One that grows does not fill up by that: otherwise each
+        # gateway that leaves, and each change of limits, would hand a tenant another burst.
         self.left = self._burst if had == 1.0 and self.left == 1.0 else min(self.left, self._burst)
+
+    def hold_one(self) -> None:
+        """Begin with one request: at a gateway that has joined others, at which all of the burst may just be used."""
+        self.left = min(self.left, 1.0)
 
     def lift(self) -> None:
         """Let every request through from now on."""

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 KIND = "tenant"
 MAX_TENANTS = 10_000
 _WRITE_ATTEMPTS = 5
+_NEW_S = 10.0  # after joining others: by then each bucket of the usual burst, of a second, would be full
 
 
 class TenantDirectory:
@@ -36,6 +37,7 @@ class TenantDirectory:
         self._budgets: dict[str, Budget] = {}
         self._gateways = 1
         self._refilled: float | None = None
+        self._new_s = 0.0
 
     def __repr__(self) -> str:
         return f"<TenantDirectory of {len(self.names())} tenants>"
@@ -123,6 +125,8 @@ class TenantDirectory:
         if found is None:
             found = self._budgets[tenant] = Budget()
             found.resize(limits.requests_per_second, limits.request_burst, self._gateways)
+            if self._new_s > 0:
+                found.hold_one()
         return found
 
     def refill(self, now: float) -> None:
@@ -130,13 +134,21 @@ class TenantDirectory:
         # All at once from one loop: a request then only subtracts, and reads no clock.
         since = 0.0 if self._refilled is None else now - self._refilled
         self._refilled = now
+        self._new_s -= since
         for budget in self._budgets.values():
             budget.refill(since)
 
     @property
     def has_rates(self) -> bool:
-        """Whether any tenant's requests are counted here."""
-        return bool(self._budgets)
+        """Whether the requests of any tenant are limited."""
+        known = (self._file.defaults, *self._file.tenants.values(), *self._stored.values())
+        return any(limits is not None and limits.requests_per_second is not None for limits in known)
+
+    def join(self, gateways: int) -> None:
+        """Begin with this gateway's part of each rate beside others', and with no burst: they have it."""
+        self.share_among(gateways)
+        if gateways > 1:
+            self._new_s = _NEW_S
 
     def share_among(self, gateways: int) -> None:
         """Let this gateway give each tenant its part of the rate: one of `gateways`."""

@@ -6,6 +6,7 @@ Keys, below the store's root:
     quota-tenants        set of the tenants that have entries
     quota-rates          hash: tenant -> when its bucket of creates is full
     quota-part:<name>    hash: holder -> "<units> <until>"; `#` -> what is taken; for a day after its last change
+    quota-share:<name>   hash: holder -> its share of a rate, of those in quota-part:<name>
     quota-gateways       sorted set of gateways by the time until which they are alive
 """
 
@@ -88,37 +89,45 @@ return '0'
 """
 )
 
-# KEYS: quota-part:<name>    ARGV: now or '', holder, ttl, units, of units, amount, of amount
-# Returns units, amount, holders. The same as core/quota.py, Parted.give.
+# KEYS: quota-part:<name> quota-share:<name>    ARGV: now or '', holder, ttl, units, of units, amount, of amount
+# Returns units, amount, holders, share. The same as core/quota.py, Parted.give.
 _PART = (
     _TIME
     + r"""
 local ttl, wanted, amount = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
-local others, holders = 0, 0
+local others, holders, left = 0, 0, 1000000
 local held = redis.call('HGETALL', KEYS[1])
 for i = 1, #held, 2 do
   if held[i] ~= '#' and held[i] ~= ARGV[2] then
     local units, ends = string.match(held[i + 1], '^(%d+) (%S+)$')
     if now < tonumber(ends) and tonumber(ends) <= now + 2 * ttl then
       others, holders = others + tonumber(units), holders + 1
+      -- In a key of its own: a gateway of an earlier version, which knows of no shares, reads the other.
+      left = left - tonumber(redis.call('HGET', KEYS[2], held[i]) or '0')
     else
       redis.call('HDEL', KEYS[1], held[i])
+      redis.call('HDEL', KEYS[2], held[i])
     end
   end
 end
 local units = math.max(0, math.min(wanted, tonumber(ARGV[5]) - others))
+local share = 0
 if wanted > 0 then
   holders = holders + 1
+  share = math.max(0, math.min(math.floor(1000000 / holders), left))
   redis.call('HSET', KEYS[1], ARGV[2], string.format('%d %.17g', units, now + ttl))
+  redis.call('HSET', KEYS[2], ARGV[2], string.format('%d', share))
 else
   redis.call('HDEL', KEYS[1], ARGV[2])
+  redis.call('HDEL', KEYS[2], ARGV[2])
 end
 local taken = tonumber(redis.call('HGET', KEYS[1], '#') or '0')
 if amount < 0 then amount = math.max(amount, -taken)
 else amount = math.max(0, math.min(amount, tonumber(ARGV[7]) - taken)) end
 if amount ~= 0 then redis.call('HSET', KEYS[1], '#', string.format('%d', taken + amount)) end
 redis.call('EXPIRE', KEYS[1], 86400)
-return {units, amount, holders}
+redis.call('EXPIRE', KEYS[2], 86400)
+return {units, amount, holders, share}
 """
 )
 
@@ -187,8 +196,9 @@ class RedisQuotas:
     async def part(self, name: str, holder: str, wish: Wish, ttl: float) -> Part:
         """Give a gateway a part of the limits of that name."""
         arguments = [self._now(), holder, repr(ttl), wish.units, wish.of_units, wish.amount, wish.of_amount]
-        units, amount, holders = await self._run(_PART, [f"{self._root}quota-part:{name}"], arguments)
-        return Part(units, amount, holders)
+        keys = [f"{self._root}quota-part:{name}", f"{self._root}quota-share:{name}"]
+        units, amount, holders, share = await self._run(_PART, keys, arguments)
+        return Part(units, amount, holders, share)
 
     async def gateways(self, holder: str, ttl: float) -> frozenset[str]:
         """Note that this gateway is alive, and name those that are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import SessionId
-from gateway.core.quota import Amounts, Excess, Part, QuotaLedger, Resource, Wish
+from gateway.core.quota import WHOLE_RATE, Amounts, Excess, QuotaLedger, Resource, Wish
 from gateway.testing import ManualClock
 from tests.support.records import T0
 
@@ -166,20 +167,48 @@ async def test_closed_store_refuses(store: SessionStore) -> None:
 async def test_parts_of_a_limit_never_add_up_to_more_than_it(ledger: QuotaLedger, clock: ManualClock) -> None:
     """Each gateway gets what the others leave; units end with their time, or when they are given back."""
 
-    async def part(holder: str, units: int, amount: int = 0) -> Part:
-        return await ledger.part("one", holder, Wish(units, 10, amount, 1 << 50), 10.0)
+    async def part(holder: str, units: int, name: str = "one") -> tuple[int, int, int]:
+        made = await ledger.part(name, holder, Wish(units, 10, 0, 1 << 50), 10.0)
+        return made.units, made.amount, made.holders
 
-    assert await part("a", 6) == Part(6, 0, 1)
-    assert await part("b", 6) == Part(4, 0, 2)
-    assert await part("c", 1) == Part(0, 0, 3)
-    assert await part("a", 3) == Part(3, 0, 3)
-    assert await part("c", 9) == Part(3, 0, 3)
-    assert await part("b", 0) == Part(0, 0, 2)
+    assert await part("a", 6) == (6, 0, 1)
+    assert await part("b", 6) == (4, 0, 2)
+    assert await part("c", 1) == (0, 0, 3)
+    assert await part("a", 3) == (3, 0, 3)
+    assert await part("c", 9) == (3, 0, 3)
+    assert await part("b", 0) == (0, 0, 2)
     clock.advance(5)
-    assert await part("a", 4) == Part(4, 0, 2)
+    assert await part("a", 4) == (4, 0, 2)
     clock.advance(6)
-    assert await part("a", 20) == Part(10, 0, 1), "c has not asked for 10 s"
-    assert await ledger.part("two", "b", Wish(6, 10, 0, 0), 10.0) == Part(6, 0, 1), "each name has limits of its own"
+    assert await part("a", 20) == (10, 0, 1), "c has not asked for 10 s"
+    assert await part("b", 6, "two") == (6, 0, 1), "each name has limits of its own"
+
+
+async def test_shares_of_a_rate_never_add_up_to_more_than_it(ledger: QuotaLedger, clock: ManualClock) -> None:
+    """Who joins has nothing until the others have asked again, and then as much as they; also after one was killed."""
+    shares: dict[str, int] = {}
+
+    async def ask(holder: str, units: int = 1) -> int:
+        part = await ledger.part("one", holder, Wish(units, 10, 0, 0), 10.0)
+        shares[holder] = part.share
+        assert sum(shares.values()) <= WHOLE_RATE
+        assert not units or part.is_behind == (part.share < WHOLE_RATE // part.holders)
+        return part.share
+
+    assert await ask("a") == WHOLE_RATE
+    assert [await ask(each) for each in "bab"] == [0, WHOLE_RATE // 2, WHOLE_RATE // 2]
+    assert await ask("c") == 0
+    assert [await ask(each) for each in "abc"] == [WHOLE_RATE // 3] * 3
+    assert await ask("b", 0) == 0
+    assert [await ask(each) for each in "ac"] == [WHOLE_RATE // 2] * 2
+    clock.advance(6)
+    assert await ask("a") == WHOLE_RATE // 2
+    clock.advance(6)
+    del shares["c"]  # it was killed, and its time is over
+    assert await ask("a") == WHOLE_RATE
+    chance = random.Random(1)
+    for _ in range(60):
+        await ask(chance.choice("abcde"), chance.choice((0, 1, 1, 1)))
 
 
 async def test_amounts_are_taken_once(ledger: QuotaLedger) -> None:

@@ -17,6 +17,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.quota import Part, Parted, Wish
 from gateway.egress.gate import EgressGate
+from gateway.egress.limits import Account, Share
 from gateway.egress.notation import Grant
 from gateway.egress.parts import PART_TTL_S, Parts
 from gateway.egress.policy import Limits
@@ -109,17 +110,61 @@ async def test_unused_bytes_go_back_when_a_sandbox_leaves() -> None:
 
 
 async def test_rate_is_divided_by_the_gateways_that_serve_the_session() -> None:
-    """Half for each of two, and all of it again for the one that stays."""
-    ledger = Ledger()
-    accounts = [ledger.service(name).account("one", Limits(rate=1000)) for name in ("a", "b")]
-    for account in (*accounts, *accounts):
-        await ask(account)
-    now = ledger.loop.time() + 1.0  # later than the accounts, so that what may go at once is there
-    for account in accounts:
-        assert account.moved(0, 1125, now) == pytest.approx(2.0)  # 125 at once, the rest at 500 a second
-    ledger.parted.held.pop("b")
-    await ask(accounts[0])
-    assert accounts[0].moved(0, 1000, now + 2.0) == pytest.approx(0.75)  # 250 at once, at 1000 a second
+    """Nothing for one that joins until the other has given up half; all of it again for the one that stays."""
+    parted = Parted()
+    one, two = (Account(Limits(rate=1000), 100.0, Share(asyncio.get_running_loop().create_future)) for _ in "ab")
+
+    def ask(account: Account, at: float) -> None:
+        wish = account.wish()
+        account.take(wish, parted.give("a" if account is one else "b", wish, at, PART_TTL_S), at)
+
+    assert one.moved(0, 1, 101.0) == 0.1  # nothing before it has asked
+    ask(one, 101.0)
+    ask(two, 101.0)
+    assert one.moved(0, 251, 102.0) == pytest.approx(0.001)  # 250 at once
+    assert two.moved(0, 1, 102.0) == 0.1
+    ask(one, 103.0)
+    ask(two, 103.0)
+    for account in (one, two):
+        assert account.moved(0, 325, 104.0) == pytest.approx(0.4)  # 125 at once, the rest at 500 a second
+        assert account.moved(0, 1000, 104.0) == 0.5  # by then its share may have grown
+    parted.held.pop("b")
+    ask(one, 105.0)
+    assert one.moved(0, 500, 108.0) == pytest.approx(0.25)  # 250 at once, at 1000 a second
+
+
+async def test_sessions_bytes_are_within_its_rate_while_gateways_come_and_go() -> None:
+    """A second of any moment has no more than a second's bytes and what may go at once, however often one joins."""
+    ledger, rate = Ledger(), 1_000_000
+    now = 1000.0
+    accounts: dict[str, Account] = {}
+    sent: list[tuple[float, int]] = []
+    ready = dict.fromkeys("abc", 0.0)
+    for step in range(2000):
+        now += 0.01
+        for name in "abc":
+            joined = name == "a" or (step // 150) % 3 == "abc".index(name)
+            if joined and name not in accounts:
+                share = Share(asyncio.get_running_loop().create_future)
+                accounts[name] = Account(Limits(rate=rate), now, share)
+                accounts[name].connections, ready[name] = 1, now
+            if not joined and name in accounts:
+                wish = Wish(0, 512, 0, 0)
+                ledger.parted.give(name, wish, now, PART_TTL_S)
+                del accounts[name]
+        for name, account in accounts.items():
+            if step % (50 if name == "a" else 20) == 0:
+                account.take(account.wish(), ledger.parted.give(name, account.wish(), now, PART_TTL_S), now)
+            if now >= ready[name] and (delay := account.moved(0, 0, now)) == 0:
+                delay = account.moved(0, 10_000, now)
+                sent.append((now, 10_000))
+                ready[name] = now + delay
+            elif now >= ready[name]:
+                ready[name] = now + delay
+    for at, _ in sent[:: len(sent) // 100]:
+        second = sum(amount for when, amount in sent if at <= when < at + 1.0)
+        assert second <= rate * 1.25 + 3 * 10_000
+    assert sum(amount for _, amount in sent) >= 0.5 * rate * 20  # and it is used
 
 
 async def ask(account: Any) -> None:

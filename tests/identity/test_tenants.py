@@ -200,6 +200,27 @@ async def test_budget_lets_through_its_burst_and_then_its_rate(store: MemoryStor
     assert spend(budget) == 3
 
 
+async def test_gateway_that_joins_others_begins_with_its_part_and_without_a_burst(store: MemoryStore) -> None:
+    """What they have let through a moment ago is not let through here again; soon after, a new bucket is full."""
+    directory = TenantDirectory(store.documents)
+    before = directory.has_rates
+    await directory.put("acme", parse_limits({"requestsPerSecond": 8, "requestBurst": 20}))
+    await directory.put("bolt", parse_limits({"requestsPerSecond": 8, "requestBurst": 20}))
+    assert (before, directory.has_rates) == (False, True)
+    directory.join(2)
+    directory.refill(100.0)
+    budget = directory.budget("acme")
+    assert isinstance(budget, Budget)
+    assert spend(budget) == 1
+    directory.refill(100.5)
+    assert spend(budget) == 2
+    directory.refill(111.0)
+    assert spend(budget) == 10
+    later = directory.budget("bolt")
+    assert isinstance(later, Budget)
+    assert spend(later) == 10
+
+
 async def test_budget_holds_one_request_however_small_its_part_of_the_rate(store: MemoryStore) -> None:
     """A tenant of a slow rate on many gateways would else never be served."""
     directory = TenantDirectory(store.documents)

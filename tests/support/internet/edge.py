@@ -10,9 +10,41 @@ import sys
 import threading
 from pathlib import Path
 
+ALIASES = {
+    # Addresses, or a name for which this one stands (CNAME).
+    "multi.aliases.example.com": ["93.184.216.34", "169.254.169.254", "127.0.0.1", "10.20.30.40"],
+    "mixed.aliases.example.com": ["127.0.0.1", "10.20.30.40", "93.184.216.34"],
+    "flood.aliases.example.com": ["93.184.216.34"] * 2 + ["169.254.169.254"] * 20,
+    "chain.aliases.example.com": "second.aliases.example.com",
+    "second.aliases.example.com": "third.aliases.example.com",
+    "third.aliases.example.com": ["169.254.169.254", "127.0.0.1"],
+    "loop.aliases.example.com": "loop.aliases.example.com",
+}
+
+
+def encoded(name: str) -> bytes:
+    return b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
+
+
+def records(name: str) -> list[bytes]:
+    """The answers to a question for the addresses of one of ALIASES, with the names that it stands for."""
+    made: list[bytes] = []
+    for _ in range(8):  # a loop has no end
+        found = ALIASES[name]
+        if not isinstance(found, str):
+            return made + [encoded(name) + b"\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(each) for each in found]
+        target = encoded(found)
+        made.append(encoded(name) + b"\0\5\0\1\0\0\0\0" + len(target).to_bytes(2, "big") + target)
+        name = found
+    return made
+
 
 def serve_names(answers: list[list[str]]) -> None:
-    """A name server on 127.0.0.1: whoever asks for an address gets the next of `answers`, over and over."""
+    """A name server on 127.0.0.1.
+
+    Whoever asks for an address gets the next of `answers`, over and over; of an alias, what that says; of a name below
+    `below`, none.
+    """
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
     turns = itertools.cycle(answers)
@@ -20,10 +52,16 @@ def serve_names(answers: list[list[str]]) -> None:
         query, client = server.recvfrom(512)
         end = query.index(0, 12) + 5  # after the name: its type and class
         wanted = int.from_bytes(query[end - 4 : end - 2], "big")
-        found = next(turns) if wanted == 1 else []  # A; there is no AAAA
-        records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(each) for each in found)
+        name = query[12 : end - 4].decode("latin-1").lower()
+        found: list[bytes] = []
+        if wanted == 1:  # A; there is no AAAA
+            alias = next((each for each in ALIASES if encoded(each).decode("latin-1") == name), "")
+            if alias:
+                found = records(alias)
+            elif "below" not in name:
+                found = [b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(each) for each in next(turns)]
         head = query[:2] + b"\x81\x80\0\1" + len(found).to_bytes(2, "big") + b"\0\0\0\0"
-        server.sendto(head + query[12:end] + records, client)
+        server.sendto(head + query[12:end] + b"".join(found), client)
 
 
 def run(*command: str) -> None:
