@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gateway.core.model import SessionId
 
 CLAIM_GROUP, SANDBOX_GROUP, VERSION = "extensions.agents.x-k8s.io", "agents.x-k8s.io", "v1beta1"
+FORMER_VERSION = "v1alpha1"  # of agent-sandbox to 0.4: `spec.replicas`, 0 or 1, in place of `spec.operatingMode`
 SUSPENDED, RUNNING = "Suspended", "Running"  # values of a Sandbox's spec.operatingMode
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PREFIX = "s-"  # a name of Kubernetes begins with a letter, for services at least; a session's id may not

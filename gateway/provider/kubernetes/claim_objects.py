@@ -71,9 +71,9 @@ def claims(namespace: str, name: str = "", sub: str = "") -> str:
     return _path(CLAIM_GROUP, namespace, "sandboxclaims", name, sub)
 
 
-def sandboxes(namespace: str, name: str = "", sub: str = "") -> str:
+def sandboxes(namespace: str, name: str = "", sub: str = "", version: str = VERSION) -> str:
     """Path of Sandboxes, of one, or of a subresource of one."""
-    return _path(SANDBOX_GROUP, namespace, "sandboxes", name, sub)
+    return _path(SANDBOX_GROUP, namespace, "sandboxes", name, sub, version)
 
 
 def read_claim(obj: Mapping[str, Any]) -> ClaimObject:
@@ -190,6 +190,6 @@ def _condition(
     }
 
 
-def _path(group: str, namespace: str, plural: str, name: str, sub: str) -> str:
-    path = f"/apis/{group}/{VERSION}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+def _path(group: str, namespace: str, plural: str, name: str, sub: str, version: str = VERSION) -> str:
+    path = f"/apis/{group}/{version}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
     return path + (f"/{sub}" if sub else "")

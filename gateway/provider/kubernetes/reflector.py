@@ -51,7 +51,7 @@ R = TypeVar("R", bound=Record)
 
 
 class Reflector(Generic[R]):
-    """One collection. `on_change(old, new)` is called for each change of a record; None is absence."""
+    """The collection at `path`. `on_change(old, new)` is called for each change of a record; None is absence."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Reflector(Generic[R]):
         on_change: Callable[[R | None, R | None], None],
         **query: Any,
     ) -> None:
-        self._api, self._path, self._read, self._on_change, self._query = api, path, read, on_change, query
+        self._api, self.path, self._read, self._on_change, self._query = api, path, read, on_change, query
         self.items: dict[str, R] = {}
         self.synced = asyncio.Event()
         self.problem = ""  # why it is not up to date, for people
@@ -79,17 +79,17 @@ class Reflector(Generic[R]):
                 failures = 0
                 await asyncio.sleep(_REOPEN_DELAY_S)
             except WatchExpiredError:
-                logger.info("%s: the watch's version is too old (410); listing again", self._path)
+                logger.info("%s: the watch's version is too old (410); listing again", self.path)
                 version = ""
             except KubeError as error:
                 if str(error) != self.problem:
-                    logger.warning("%s: %s", self._path, error)
+                    logger.warning("%s: %s", self.path, error)
                 self.problem = str(error)
                 failures += 1
                 await asyncio.sleep(jittered(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
             # A bug, or an object of an unexpected shape. Without this clause the copy would stay as it is for ever.
             except Exception:
-                logger.exception("the watch on %s failed; listing again", self._path)
+                logger.exception("the watch on %s failed; listing again", self.path)
                 version = ""
                 await asyncio.sleep(_MAX_BACKOFF_S)
 
@@ -102,14 +102,14 @@ class Reflector(Generic[R]):
             try:
                 return await self._list()
             except WatchExpiredError:
-                logger.info("%s: the list took too long (410); listing again", self._path)
+                logger.info("%s: the list took too long (410); listing again", self.path)
 
     async def _list(self) -> str:
         before = set(self.items)
         seen: set[str] = set()
         query = {**self._query, "limit": PAGE}
         while True:
-            page = await self._api.get(self._path, **query)
+            page = await self._api.get(self.path, **query)
             for obj in page["items"]:
                 seen.add(obj["metadata"]["uid"])
                 self.learn(obj)
@@ -148,10 +148,10 @@ class Reflector(Generic[R]):
 
     async def _follow(self, version: str) -> str:
         """Apply events until the stream ends; returns the version to go on from."""
-        async with aclosing(self._api.watch(self._path, version, **self._query)) as events:
+        async with aclosing(self._api.watch(self.path, version, **self._query)) as events:
             async for kind, obj in events:
                 if self.problem:
-                    logger.info("%s: followed again", self._path)
+                    logger.info("%s: followed again", self.path)
                     self.problem = ""
                 if kind == OPENED:
                     continue

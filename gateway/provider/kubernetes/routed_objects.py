@@ -1,7 +1,8 @@
 """Sandboxes that agent-sandbox's own controllers manage, as their router reads and changes them. Pure.
 
-Source: its CRD v1beta1 and sandbox controller. Whether a pod is to be there is `spec.operatingMode`; `status` follows
-it: a condition Ready, which names the generation that it was observed of, and the pod's addresses.
+Source: its CRDs v1beta1 and v1alpha1, and sandbox controller. Whether a pod is to be there is `spec.operatingMode`, in
+v1alpha1 `spec.replicas`; `status` follows it: a condition Ready, which names the generation that it was observed of,
+and the pod's addresses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.core.agent_sandbox import RUNNING, SUSPENDED
+from gateway.core.agent_sandbox import FORMER_VERSION, RUNNING, SUSPENDED, VERSION
 from gateway.core.units import parse_duration
 from gateway.provider.kubernetes import pod_addresses
 
@@ -42,6 +43,7 @@ class RoutedObject:
     idle_timeout: float | None
     fault: str
     in_use_until: float
+    api: str = VERSION
 
 
 def read(obj: Mapping[str, Any]) -> RoutedObject | None:
@@ -49,7 +51,9 @@ def read(obj: Mapping[str, Any]) -> RoutedObject | None:
     metadata = obj["metadata"]
     if "deletionTimestamp" in metadata:
         return None
-    is_suspended = _fields(obj.get("spec")).get("operatingMode") == SUSPENDED
+    api = str(obj.get("apiVersion") or VERSION).rpartition("/")[2]
+    spec = _fields(obj.get("spec"))
+    is_suspended = spec.get("replicas") == 0 if api == FORMER_VERSION else spec.get("operatingMode") == SUSPENDED
     notes = _fields(metadata.get("annotations"))
     idle_timeout, fault = _idle_timeout(notes.get(IDLE_TIMEOUT))
     address, why = _address(_fields(obj.get("status")), int(metadata.get("generation") or 1))
@@ -64,6 +68,7 @@ def read(obj: Mapping[str, Any]) -> RoutedObject | None:
         idle_timeout=idle_timeout,
         fault=fault,
         in_use_until=_epoch(notes.get(IN_USE_UNTIL)),
+        api=api,
     )
 
 
@@ -72,12 +77,12 @@ def wake_patch(sandbox: RoutedObject, now: float) -> Object:
     metadata = _same(sandbox)
     if sandbox.idle_timeout is not None:
         metadata |= _in_use(sandbox.idle_timeout, now)
-    return {"metadata": metadata, "spec": {"operatingMode": RUNNING}}
+    return {"metadata": metadata, "spec": _mode(sandbox, runs=True)}
 
 
 def suspend_patch(sandbox: RoutedObject) -> Object:
     """Takes its pod away; refused where it was changed: another gateway may have said that it is in use."""
-    return {"metadata": _same(sandbox), "spec": {"operatingMode": SUSPENDED}}
+    return {"metadata": _same(sandbox), "spec": _mode(sandbox, runs=False)}
 
 
 def use_patch(sandbox: RoutedObject, now: float) -> Object:
@@ -90,6 +95,12 @@ def _in_use(idle_timeout: float, now: float) -> Object:
     # Half as long again as it must be left alone: it is written twice per idle timeout then, and not per request.
     until = datetime.fromtimestamp(now + 1.5 * idle_timeout, UTC).isoformat(timespec="milliseconds")
     return {"annotations": {IN_USE_UNTIL: until}}
+
+
+def _mode(sandbox: RoutedObject, *, runs: bool) -> Object:
+    if sandbox.api == FORMER_VERSION:
+        return {"replicas": int(runs)}
+    return {"operatingMode": RUNNING if runs else SUSPENDED}
 
 
 def _same(sandbox: RoutedObject) -> Object:

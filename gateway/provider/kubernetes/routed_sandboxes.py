@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from gateway.core.agent_sandbox import OpenedSandbox
+from gateway.core.agent_sandbox import FORMER_VERSION, SANDBOX_GROUP, VERSION, OpenedSandbox
 from gateway.core.backoff import backoff, jittered
 from gateway.core.clock import Clock
 from gateway.core.errors import ActivationTimeoutError, NotFoundError, UnavailableError
@@ -63,6 +63,9 @@ class ClusterSandboxes:
 
     async def run(self) -> None:
         """Follow the Sandboxes until cancelled."""
+        version = await self._served_version()
+        for namespace, reflector in self._reflectors.items():
+            reflector.path = sandboxes(namespace, version=version)
         following = [asyncio.create_task(each.run(), name="follow sandboxes") for each in self._reflectors.values()]
         following.append(asyncio.create_task(self._keep_in_use(), name="sandboxes in use"))
         try:
@@ -73,6 +76,19 @@ class ClusterSandboxes:
             await asyncio.gather(*following, return_exceptions=True)
             await self._wakes.aclose()
             await self._marks.aclose()
+
+    async def _served_version(self) -> str:
+        """The version of the API in which Sandboxes are read and changed: the newest that this server has."""
+        while True:
+            try:
+                group = await self._api.get(f"/apis/{SANDBOX_GROUP}")
+            except ApiAwayError:
+                await asyncio.sleep(_AWAY_S)
+            except KubeError:
+                return VERSION  # there are none, or nobody may ask; the list says which
+            else:
+                served = {each.get("version") for each in group.get("versions") or ()}
+                return FORMER_VERSION if FORMER_VERSION in served and VERSION not in served else VERSION
 
     async def suspend_idle(self, store: SessionStore, holder: str) -> None:
         """Suspend those that no gateway uses, until cancelled."""
@@ -168,7 +184,7 @@ class ClusterSandboxes:
 
     async def _patch_in_use(self, sandbox: RoutedObject) -> None:
         """Note that it is in use. Raises UnavailableError where that is refused."""
-        path = sandboxes(sandbox.namespace, sandbox.name)
+        path = sandboxes(sandbox.namespace, sandbox.name, version=sandbox.api)
         try:
             made = await self._api.patch(path, objects.use_patch(sandbox, self._clock.now()))
         except ApiAwayError:
@@ -200,7 +216,9 @@ class ClusterSandboxes:
             if found is None or found.uid != sandbox.uid or not found.is_suspended or key not in self._waiting:
                 return
             try:
-                made = await self._api.patch(sandboxes(*key), objects.wake_patch(found, self._clock.now()))
+                made = await self._api.patch(
+                    sandboxes(*key, version=found.api), objects.wake_patch(found, self._clock.now())
+                )
             except KubeError as error:
                 if error.http_status in _REFUSED:
                     logger.warning("sandbox %s/%s cannot be woken: %s", *key, error)

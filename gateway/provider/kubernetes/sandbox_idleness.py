@@ -82,7 +82,8 @@ class IdleSandboxes:
 
     async def _suspend(self, namespace: str, found: RoutedObject) -> None:
         try:
-            made = await self._api.patch(sandboxes(namespace, found.name), objects.suspend_patch(found))
+            path = sandboxes(namespace, found.name, version=found.api)
+            made = await self._api.patch(path, objects.suspend_patch(found))
         except KubeError as error:
             if error.http_status not in (404, 409):  # it is gone, or was changed, or is in use again
                 logger.warning("sandbox %s/%s is idle and cannot be suspended: %s", namespace, found.name, error)

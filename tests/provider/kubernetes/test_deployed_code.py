@@ -51,10 +51,14 @@ app = Flask(__name__)
 """
 
 
+def command(server: Server, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(home)}
+    argv = [sys.executable, "-m", "gateway", *words]
+    return subprocess.run(argv, capture_output=True, text=True, env=environ, check=False)
+
+
 def deploy(server: Server, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(folder.parent)}
-    command = [sys.executable, "-m", "gateway", "deploy", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    return command(server, folder.parent, "deploy", str(folder), *words)
 
 
 def ask(server: Server, name: str, session: str = "") -> Any:
@@ -88,6 +92,11 @@ def test_a_folder_is_deployed_into_a_cluster_changed_and_undone(tmp_path: Path) 
         written(folder, "two")
         assert "revision 2 serves" in deploy(server, folder).stdout
         assert ask(server, "greeter").text.startswith("two ")
+        assert ask(server, "greeter", session).text.startswith("one ")
+        # An agent's pod has no picod to hand over files, so nothing is moved, and the session stays as it is.
+        moved = command(server, tmp_path, "rollout", "move", "greeter")
+        assert moved.returncode == 1, moved.stdout
+        assert "has no picod" in " ".join(moved.stderr.split()), moved.stderr
         assert ask(server, "greeter", session).text.startswith("one ")
         undone = server.client.post("/v1/agents/greeter/rollout", json={"action": "undo"})
         assert undone.status_code == 200, undone.text
