@@ -168,6 +168,7 @@ class Gateway:
         self.lifecycle = self.sessions.lifecycle
         self.activity = self.sessions.activity
         self.activator = self._make_activator()
+        self.sessions.durations.on_set_back(self.activator.ask_again)
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = engine.egress
         self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)

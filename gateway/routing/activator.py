@@ -292,6 +292,14 @@ class Activator:
         route.trust_until(self._clock.now() + TRUSTED_S)
         return route
 
+    def ask_again(self) -> None:
+        """The clock was set back: what is good until a time would be so for too long."""
+        now = self._clock.now()
+        for route in self.routes.values():
+            route.expire_token()
+            if now < route.trusted_until < float("inf"):
+                route.trust_until(now)
+
     def forget_quiet(self) -> None:
         """Forget routes not used for half their session's idle timeout: another gateway may have ended the session."""
         now = self._clock.now()

@@ -87,6 +87,11 @@ class Activity:
                 seen[session_id] = entry.written = entry.last
         return seen
 
+    def none_after(self, now: float) -> None:
+        """The clock was set back to `now`: what was seen since then is as late as it can have been."""
+        for entry in self._sessions.values():
+            entry.last, entry.written = min(entry.last, now), min(entry.written, now)
+
     def give_back(self, seen: Mapping[SessionId, float]) -> None:
         """Mark them as unwritten again, after the store failed to take them."""
         for session_id in seen:

@@ -199,7 +199,7 @@ def _make_base(outside: _Outside, records: Records, settings: SessionSettings, m
         activity=activity,
         bindings=bindings,
         idleness=idleness,
-        durations=Durations(records=records, ownership=ownership, bindings=bindings, clock=clock),
+        durations=Durations(records=records, ownership=ownership, bindings=bindings, activity=activity, clock=clock),
         admission=admission,
         transitions=transitions,
     )

@@ -55,6 +55,7 @@ BATCH_SIZE = 256  # sessions that one sweep hibernates, ends or forgets
 # Sessions that one sweep reads to find a batch: some belong to other gateways, some cannot be hibernated now.
 SCAN_LIMIT = 1024
 ORPHAN_SCAN_INTERVAL_S = 3600.0
+_ASLEEP = (SessionState.HIBERNATED, SessionState.LOST)
 RETRY_S = 300.0  # before hibernation is tried again, after a workspace could not be kept
 
 
@@ -99,8 +100,9 @@ class Sweeper:
         self._interval = interval
         self._terminated_retention = terminated_retention
         self._orphan_retention = orphan_retention
-        self._not_before: dict[SessionId, float] = {}  # when to try again, for sessions that could not be hibernated
-        self._orphan_scan_at = clock.now()
+        # When to try again, for sessions that could not be hibernated. Of the clock that is never set, as is the next.
+        self._not_before: dict[SessionId, float] = {}
+        self._orphan_scan_at = clock.monotonic()
         self._transitions = transitions
         self._keeper = keeper
         self._orphans = orphans
@@ -140,9 +142,11 @@ class Sweeper:
 
     async def _delete_orphans(self, is_leader: bool) -> None:
         """Delete snapshots and parked workspaces that no record names, as a crash between two steps leaves them."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         if not (is_leader or self._ownership.me) or now - self._orphan_scan_at < ORPHAN_SCAN_INTERVAL_S:
             return
+        if not self._durations.is_settled:
+            return  # what is old by a clock that is wrong
         self._orphan_scan_at = now
         try:
             await self._keeper.delete_orphans(self.kept_references, self._orphan_retention)
@@ -184,6 +188,8 @@ class Sweeper:
         # An idle session is exempt from its maximum duration because it is about to be hibernated. One that cannot be
         # is not exempt: it would occupy a sandbox for the whole retention of hibernated sessions (7 days).
         failed = session.id in self._not_before
+        if session.state in _ASLEEP and not self._durations.is_settled:
+            return False
         return await self._lifecycle.terminate(
             session.id,
             "it reached its maximum duration",
@@ -199,7 +205,7 @@ class Sweeper:
                 return False
             reason = f"idle for {session.idle_timeout:g} s"
             return await self._lifecycle.terminate(session.id, reason, only_if=self._idleness.is_idle)
-        if self._not_before.get(session.id, 0.0) > self._clock.now():
+        if self._not_before.get(session.id, float("-inf")) > self._clock.monotonic():
             return False
         self._not_before.pop(session.id, None)
         try:
@@ -208,7 +214,7 @@ class Sweeper:
             )
         except (LimitError, SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
             logger.warning("session %s could not be hibernated and stays awake: %s", session.id, error)
-            self._not_before[session.id] = self._clock.now() + RETRY_S
+            self._not_before[session.id] = self._clock.monotonic() + RETRY_S
             self._records.tell("session.stays_awake", session, reason=str(error))
             return False
 

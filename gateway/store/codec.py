@@ -25,6 +25,9 @@ from gateway.core.quota import Amounts, Resource
 from gateway.core.tasks import QueuedTask
 
 _RESOURCES = frozenset(Resource)
+# Seconds by which a last use may be ahead of the clock: gateways' clocks differ. What is later was written before the
+# clock was set back.
+MAX_AHEAD_S = 60.0
 _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
 
 

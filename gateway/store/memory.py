@@ -90,7 +90,9 @@ class MemoryStore:
         old = self._records.get(session.id)
         if (0 if old is None else old.version) != session.version:
             raise StaleWriteError(f"session {session.id}: the record changed since version {session.version} was read")
-        latest = max(session.last_active_at, old.last_active_at if old is not None else session.last_active_at)
+        latest = session.last_active_at
+        if old is not None and old.last_active_at <= self._clock.now() + codec.MAX_AHEAD_S:
+            latest = max(latest, old.last_active_at)
         # Decode what was encoded: a record that another store could not represent must fail here as well.
         stored = codec.decode(record, version=session.version + 1, last_active_at=latest)
         self._records[session.id] = stored

@@ -142,6 +142,7 @@ class RedisStore:
                 codec.encode(session),
                 *fence,
                 *redis_pages.place(session),
+                repr(self._clock.now() + codec.MAX_AHEAD_S),
             ],
         )
         if verdict == 0:

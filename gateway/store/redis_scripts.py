@@ -63,7 +63,7 @@ end
 
 # KEYS: session idle expiry terminated listing leases
 # ARGV: id, expected version, next version, state, runtime, at, timeout, expires, record,
-#       lease name or '', its fence, its holder, tenant, time of creation
+#       lease name or '', its fence, its holder, tenant, time of creation, latest time that is kept
 # Returns {1, at} or {0, stored version} or {-1, the lease's value}.
 PUT = (
     _INDEX
@@ -80,7 +80,8 @@ local old = redis.call('HMGET', KEYS[1], 'v', 'state', 'runtime', 'at')
 if (old[1] or '0') ~= ARGV[2] then return {0, old[1] or '0'} end
 -- A touch does not change the version (otherwise each second of use would make a concurrent put stale), so a writer may
 -- hold an older time: it read at = 100, a touch wrote 105, and its put with 100 keeps 105.
-if old[4] and tonumber(old[4]) > tonumber(at) then at = old[4] end
+-- Not one that is still to come: the clock was set back since.
+if old[4] and tonumber(old[4]) > tonumber(at) and tonumber(old[4]) <= tonumber(ARGV[15]) then at = old[4] end
 if old[1] and (old[2] ~= state or old[3] ~= runtime) then
   redis.call('ZREM', KEYS[5], listed(id, old[2], old[3]))
 end

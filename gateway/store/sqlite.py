@@ -41,10 +41,12 @@ INSERT INTO sessions
 VALUES (1, :state, :runtime, :last_active_at, :idle_timeout, :expires_at, :record, :id, :tenant, :created_at)
 ON CONFLICT (id) DO NOTHING RETURNING last_active_at
 """
-# A touch does not change the version, so a writer may hold an older last_active_at: max() keeps the later one.
+# A touch does not change the version, so a writer may hold an older last_active_at: max() keeps the later one. Not one
+# that is still to come: the clock was set back since.
 _UPDATE = """
 UPDATE sessions SET version = version + 1, state = :state, runtime = :runtime,
-  last_active_at = max(last_active_at, :last_active_at), idle_timeout = :idle_timeout, expires_at = :expires_at,
+  last_active_at = max(iif(last_active_at > :latest, 0, last_active_at), :last_active_at),
+  idle_timeout = :idle_timeout, expires_at = :expires_at,
   record = :record
 WHERE id = :id AND version = :version RETURNING last_active_at
 """
@@ -122,6 +124,7 @@ class SqliteStore:
             "state": session.state.value,
             "runtime": str(session.runtime),
             "last_active_at": session.last_active_at,
+            "latest": self._clock.now() + codec.MAX_AHEAD_S,
             "idle_timeout": session.idle_timeout,
             "expires_at": session.expires_at,
             "record": codec.encode(session),

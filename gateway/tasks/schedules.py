@@ -30,6 +30,7 @@ TICK_S = 1.0
 # A schedule that nobody fires any more must not stay in the store for good, and a month outlasts any maintenance.
 _REMEMBERED_S = 30 * 86400.0  # after the next firing: who stops for longer begins anew
 _FARTHEST_S = 5 * 366 * 86400.0
+_SKEW_S = 300.0  # by which gateways' clocks may differ, and are set in the ordinary course
 _JSON = (("content-type", "application/json"),)
 
 
@@ -69,6 +70,7 @@ class Scheduler:
         self._clock = clock
         self._limits = limits
         self._poke = poke
+        self._last_tick = float("-inf")
         self._next: dict[str, float] = {}  # when each schedule fires, by its name in the store
 
     async def run(self) -> None:
@@ -89,6 +91,9 @@ class Scheduler:
     async def tick(self) -> None:
         """One look at every schedule. Raises StoreUnavailableError."""
         now = self._clock.now()
+        if now < self._last_tick - _SKEW_S:
+            self._next.clear()  # times after a clock that was wrong
+        self._last_tick = now
         followed: dict[str, float] = {}
         for runtime in self.agents():
             for schedule in runtime.invocations.schedules:
@@ -137,13 +142,13 @@ class Scheduler:
     async def _first(self, schedule: Schedule, name: str, now: float) -> float:
         """When it fires next, as far as all gateways know."""
         known = await self._store.bound(name, now)
-        if not known:
-            known = await self._remember(schedule, name, now, now)
+        if not known or _is_to_come(known, now):
+            known = await self._remember(schedule, name, now, now, instead_of=known)
         return _following(schedule, float(known))
 
     async def _fire(self, runtime: Runtime, schedule: Schedule, name: str, at: float, now: float) -> None:
         known = await self._store.bound(name, now)
-        if known and float(known) >= at:
+        if known and float(known) >= at and not _is_to_come(known, now):
             return  # another gateway was first
         task = self._task(runtime, schedule, name, at, now)
         added = await self._store.add(
@@ -205,6 +210,11 @@ def _conversation(runtime: Runtime, schedule: Schedule, caller: Identity) -> str
         logger.warning("schedule %s of %s: %s", schedule.name, runtime.key.base, error)
         return ""
     return conversation_key(caller, runtime.key.base, name) if name else ""
+
+
+def _is_to_come(known: str, now: float) -> bool:
+    """Whether it has fired at a time that is still to come: it did by a clock that was wrong, which does not count."""
+    return float(known) > now + _SKEW_S
 
 
 def _following(schedule: Schedule, after: float) -> float:

@@ -216,6 +216,18 @@ async def test_put_keeps_a_later_touch(store: SessionStore) -> None:
     assert await ids(store.idle(T0 + 900)) == []
 
 
+async def test_put_takes_back_a_touch_that_is_still_to_come(store: SessionStore) -> None:
+    """It is of a clock that was wrong: the session would count as used until that time."""
+    stored = await store.put(session())
+    await store.touch_many({stored.id: 9e12})
+
+    written = await store.put(replace(stored, last_active_at=T0 + 30))
+
+    assert written.last_active_at == T0 + 30
+    assert await store.get(stored.id) == written
+    assert await ids(store.idle(T0 + 930)) == [stored.id]
+
+
 async def test_touch_of_many_reaches_each(store: SessionStore) -> None:
     """More than one batch of them, with unknown ids between."""
     await asyncio.gather(*(store.put(session(f"s{n:04}")) for n in range(600)))

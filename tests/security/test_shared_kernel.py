@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.model import SessionId
-from gateway.provider.local import namespace_limits, rlimits
+from gateway.provider.local import namespace_limits, rlimits, seccomp, system_calls, terminals
 from gateway.provider.local.bwrap import find_bwrap
 from tests.support.local_engine import python, runtime, serving
 
@@ -23,6 +24,16 @@ taken = 0
 while libc.inotify_init1(0) >= 0:
     taken += 1
 print(taken, errno.errorcode[ctypes.get_errno()])
+"""
+TERMINALS = """
+import errno, os
+taken = 0
+try:
+    while True:
+        os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+        taken += 1
+except OSError as error:
+    print(taken, errno.errorcode[error.errno])
 """
 SIGNALS = """
 import ctypes, errno, os, signal
@@ -50,6 +61,28 @@ async def test_sandbox_takes_its_own_share_of_file_watchers_only(tmp_path: Path)
             assert 0 < int(taken) <= own < shared
             assert error == "EMFILE"
         assert "file watches: user namespace (16384 in 16 inotify instances)" in provider.report.summary()
+
+
+async def test_sandbox_takes_its_own_share_of_pseudo_terminals_only(tmp_path: Path) -> None:
+    """One process can have all that the machine has; the limit is the sandbox's, in whichever of its processes."""
+    if not terminals.may_be_set():
+        pytest.skip("the gateway is no root")
+    async with serving(tmp_path, runtime()) as provider:
+        greedy, other = await provider.claim(runtime().key, A), await provider.claim(runtime().key, B)
+        for sandbox in (greedy, other):
+            taken, error = (await python(sandbox, TERMINALS)).split()
+            assert 200 < int(taken) <= terminals.MOST
+            assert error == "ENOSPC"
+
+
+async def test_sandbox_reserves_no_asynchronous_requests_of_all(tmp_path: Path) -> None:
+    """One call of io_setup(2) could take all that the kernel has (fs.aio-max-nr); programs fall back without it."""
+    number = system_calls.numbers(system_calls.MISSING, list(seccomp._EM).index(platform.machine()))["io_setup"]
+    code = "import ctypes, errno; c = ctypes.CDLL(None, use_errno=True); v = ctypes.c_ulong(0)\n"
+    code += f"print(c.syscall({number}, 65536, ctypes.byref(v)), errno.errorcode[ctypes.get_errno()])"
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        assert (await python(sandbox, code)).split() == ["-1", "ENOSYS"]
 
 
 async def test_sandbox_queues_its_own_share_of_signals_only(tmp_path: Path) -> None:

@@ -112,6 +112,76 @@ async def test_session_whose_workspace_cannot_be_kept_ends_at_its_maximum_durati
     assert (await world.record(made.session.id)).state is SessionState.TERMINATED
 
 
+DAY_S = 86400.0
+
+
+@pytest.mark.parametrize("back", [5.0, 600.0, DAY_S, 400 * DAY_S, 1.6e9])
+async def test_clock_that_is_set_back_prolongs_no_session(world: World, back: float) -> None:
+    """Used before and after, it is hibernated when it has been idle for as long as it may, and ends in its time."""
+    made = await world.lifecycle.create(KEY)
+    await step(world, made.session.id, 3600.0)
+    world.clock.advance(-back)
+    await world.sweeper.sweep()
+    record = await world.record(made.session.id)
+    assert record.expires_at == pytest.approx(world.clock.now() + 7 * 3600.0)
+    await step(world, made.session.id, made.session.idle_timeout - 10, used=False)
+    assert (await world.record(made.session.id)).state is SessionState.ACTIVE
+    await step(world, made.session.id, 320.0, used=False)
+    assert (await world.record(made.session.id)).state is SessionState.HIBERNATED
+
+
+@pytest.mark.parametrize("there", [2 * 3600.0, DAY_S, 400 * DAY_S])
+async def test_clock_that_is_wrong_for_minutes_costs_no_files(world: World, there: float) -> None:
+    """As of a machine that has no clock until it has asked the network; whatever it is set to, and back."""
+    asleep = await world.lifecycle.create(KEY)
+    await world.hibernator.hibernate(asleep.session.id)
+    lost = await world.lifecycle.create(KEY)
+    world.provider.end(lost.sandbox.id, "killed", keeps=True)
+    await world.recovery.recover_all()
+    awake = await world.lifecycle.create(KEY)
+    for way in (there, -there):
+        world.clock.advance(way)
+        for _ in range(3):
+            await world.sweeper.sweep()
+            world.clock.advance(60.0)
+    for made in (asleep, lost, awake):
+        assert (await world.opener.open(made.session.id)).session.state is SessionState.ACTIVE
+
+
+async def test_sessions_that_sleep_too_long_end_once_the_clock_has_settled(world: World) -> None:
+    """What was asleep through a night of the machine and past its retention is kept for ten minutes more."""
+    made = await world.lifecycle.create(KEY)
+    await world.hibernator.hibernate(made.session.id)
+    world.clock.advance(DAY_S)
+    await world.sweeper.sweep()
+    assert (await world.record(made.session.id)).state is SessionState.HIBERNATED
+    await step(world, made.session.id, 605.0, used=False)
+    assert (await world.record(made.session.id)).state is SessionState.TERMINATED
+
+
+async def test_hibernation_is_tried_again_after_its_time_whatever_the_clock_is_set_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause between two tries is no point in time."""
+    made = await world.lifecycle.create(KEY)
+    tries = 0
+    keep = world.provider.keep
+
+    async def fail(sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise SnapshotError("the store is away")
+        return await keep(sandbox_id, session_id)
+
+    monkeypatch.setattr(world.provider, "keep", fail)
+    await step(world, made.session.id, made.session.idle_timeout + 1, used=False)
+    assert tries == 1
+    world.clock.advance(-DAY_S)
+    await step(world, made.session.id, made.session.idle_timeout + 310.0, used=False)
+    assert (tries, (await world.record(made.session.id)).state) == (2, SessionState.HIBERNATED)
+
+
 async def step(world: World, session: SessionId, seconds: float, *, used: bool = True) -> None:
     """So much time passes while the gateway runs: its loops look at the clock more often than a pause lasts."""
     end = world.clock.now() + seconds

@@ -13,7 +13,8 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_IDMAP = 0x1, 0x2, 0x4, 0x100000
-_CLONE_NEWNS, _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x20000, 0x2, 0x4, 0x4000, 0x80000
+_CLONE_NEWNS, _CLONE_FS = 0x20000, 0x200
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x8, 0x20, 0x4000, 0x80000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,6 +72,20 @@ def clone_mount(source: str, target: str, *, users: int | None, writable: bool) 
         )
     finally:
         os.close(tree)
+
+
+def limit_terminals(pidfd: int, most: int) -> None:
+    """Let the devpts that a process has at /dev/pts make `most` pseudo-terminals, of the 4,096 that all share.
+
+    Takes the right to act in that process's mount namespace, so root's; for a thread that does nothing else and ends.
+    Raises OSError.
+    """
+    _check(_libc.unshare(_CLONE_FS))  # threads that share a root may not change their namespace
+    _check(_libc.setns(pidfd, _CLONE_NEWNS))  # by a pidfd: Linux 5.8
+    flags = ctypes.c_ulong(_MS_REMOUNT | _MS_NOSUID | _MS_NOEXEC)
+    # What is not named is as if it had not been: bwrap's own options once more.
+    options = f"max={most},mode=620,ptmxmode=666".encode()
+    _check(_libc.mount(b"devpts", b"/dev/pts", b"devpts", flags, options))
 
 
 def unmount(target: str) -> None:

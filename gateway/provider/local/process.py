@@ -144,6 +144,11 @@ class Process:
                 raise
             return process
 
+    @property
+    def inner(self) -> int | None:
+        """A pidfd of the first process inside, where it has namespaces of its own."""
+        return self._inner
+
     @classmethod
     async def start_unconfined(
         cls,

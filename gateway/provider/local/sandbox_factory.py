@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -21,6 +22,7 @@ from gateway.provider.local import (
     namespace_limits,
     process_tags,
     rlimits,
+    terminals,
 )
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.gpus import NO_GPUS, Gpus
@@ -32,6 +34,8 @@ from gateway.provider.local.resizing import largest
 from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.sandbox_users import SandboxIds, SandboxUsers, Shown
 from gateway.provider.local.state_dir import StateDir
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections that wait in the kernel until picod accepts
 KEYS_FILE = "jwks.json"
@@ -63,6 +67,7 @@ class SandboxFactory:
         self._gpus = gpus
         self._egress_server, self._users = egress_server, users
         self._state_dir, self._groups, self._report = state_dir, groups, report
+        self._limits_terminals = report.isolation == "bubblewrap" and terminals.may_be_set()
         self._keys = keys.resolve()
         self._clock = clock
         self._sandbox_python = sandbox_python
@@ -98,6 +103,8 @@ class SandboxFactory:
             # An agent is healthy once its own program is, and to import LangChain for the first time can take 20 s.
             timeout = self._start_timeout if runtime.agent is None else max(self._start_timeout, AGENT_START_S)
             await health.check(path, process, timeout)
+            if self._limits_terminals and process.inner is not None:
+                await self._limit_terminals(process.inner)
             if handover is not None and self._egress_server is not None:
                 egress.begin(self._egress_server, name, runtime, handover)
         except BaseException as error:
@@ -334,6 +341,13 @@ class SandboxFactory:
                 await namespace_limits.apply(program, pid, as_user)
 
         return restrict
+
+    async def _limit_terminals(self, pidfd: int) -> None:
+        try:
+            await terminals.apply(pidfd)
+        except OSError as error:  # root without capabilities, as in a container
+            self._limits_terminals = False
+            logger.warning("sandboxes share the machine's pseudo-terminals: %s", error.strerror)
 
 
 def _unmoved(folder: str) -> str:
