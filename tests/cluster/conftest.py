@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +14,9 @@ import pytest
 from tests.cluster.gateway import Gateway
 from tests.cluster.report import Outcome, write
 from tests.support.kube.whole.cluster import SANDBOXES, WholeCluster
+from tests.support.kube.whole.shared import IMAGES, shared_cluster
 
-IMAGES, REPORT = "CLUSTER_IMAGES", "CLUSTER_REPORT"
-_outcomes: list[Outcome] = []
+REPORT = "CLUSTER_REPORT"
 _figures: dict[str, object] = {}
 _began = time.monotonic()
 
@@ -26,6 +24,8 @@ _began = time.monotonic()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """None of them runs without programs and images, which scripts/test-cluster makes."""
     lacks = pytest.mark.skipif(IMAGES not in os.environ, reason="needs a cluster of machines: scripts/test-cluster")
+    # What takes the quickstart's place comes after what looks at it.
+    items.sort(key=lambda item: item.path.name == "test_production.py" and Path(__file__).parent in item.path.parents)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -33,18 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(lacks)
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note how each test ended, and one that never began."""
-    if report.nodeid.startswith("tests/cluster/") and (report.when == "call" or report.outcome != "passed"):
-        _outcomes.append(Outcome(report.nodeid.rpartition("::")[2], report.outcome, report.duration))
-
-
-def pytest_sessionfinish() -> None:
-    """Write the report that CLUSTER_REPORT names."""
-    if (target := os.environ.get(REPORT)) and IMAGES in os.environ:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the report that CLUSTER_REPORT names: of every test of the run, those of other folders too."""
+    target = os.environ.get(REPORT)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if target and reporter is not None and IMAGES in os.environ:
+        ended = [each for word in ("passed", "failed", "error", "skipped") for each in reporter.stats.get(word, ())]
+        outcomes = [
+            Outcome(each.nodeid.rpartition("::")[2], each.outcome, each.duration)
+            for each in sorted(ended, key=lambda each: float(each.start))
+        ]
         day = datetime.datetime.now(datetime.UTC).date().isoformat()
         programs = Path(os.environ["KUBERNETES_BIN"])
-        write(Path(target), day, programs, _outcomes, _figures, time.monotonic() - _began)
+        write(Path(target), day, programs, outcomes, _figures, time.monotonic() - _began)
 
 
 @pytest.fixture(scope="session")
@@ -54,22 +55,15 @@ def figures() -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def cluster(figures: dict[str, object]) -> Iterator[WholeCluster]:
+def cluster(figures: dict[str, object]) -> WholeCluster:
     """Two nodes with the quickstart."""
-    folder = Path(tempfile.mkdtemp(prefix="wakegate-cluster-", dir=os.environ.get("CLUSTER_SCRATCH")))
-    one = WholeCluster(folder, Path(os.environ["KUBERNETES_BIN"]), Path(os.environ[IMAGES]))
-    try:
-        began = time.monotonic()
-        one.start()
-        figures["two nodes ready after, s"] = round(time.monotonic() - began, 1)
-        began = time.monotonic()
-        one.install()
-        figures["quickstart applied to gateway ready, s"] = round(time.monotonic() - began, 1)
-        yield one
-    finally:
-        one.stop()
-        if "CLUSTER_KEEP" not in os.environ:
-            shutil.rmtree(folder, ignore_errors=True)
+    began = time.monotonic()
+    one = shared_cluster()
+    figures["two nodes ready after, s"] = round(time.monotonic() - began, 1)
+    began = time.monotonic()
+    one.install()
+    figures["quickstart applied to gateway ready, s"] = round(time.monotonic() - began, 1)
+    return one
 
 
 @pytest.fixture(scope="session")

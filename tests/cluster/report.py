@@ -15,8 +15,9 @@ _HEAD = """# On a whole cluster
 
 Written by `scripts/test-cluster` on {day}, on {machine}. etcd, the control plane, and two nodes in namespaces of one
 machine: each with kubelet, kube-proxy, containerd and runc of its own, and kube-router, which enforces
-NetworkPolicies. The images are those of `manifests/docker`, over a base that debootstrap made, and
-`overlays/quickstart` is applied as it is.
+NetworkPolicies. The images are those of `manifests/docker`, over a base that debootstrap made. `overlays/quickstart`
+is applied as it is; at the end an overlay over `overlays/production` takes its place, with a bucket (a server of the
+tests outside the cluster), smaller requests, and two to three gateways, whose autoscaler has metrics-server's figures.
 
 | program | version |
 |---|---|
@@ -44,9 +45,10 @@ files.
 ## What was not
 
 CoreDNS (a responder of the tests answers the names of Services), a storage driver (volumes are folders that both
-nodes see, bound by hand), a registry (images are imported), IPv6, the HorizontalPodAutoscaler, `overlays/production`
-with a bucket, control groups of version 2, and more than one control plane. `scripts/test-kubernetes` runs the
-provider contract, admission, quotas and the garbage collector over the same control plane with simulated kubelets.
+nodes see, bound by hand), a registry (images are imported), IPv6, a cloud's object store, fewer gateways again after
+the load (the autoscaler waits five minutes), control groups of version 2, and more than one control plane.
+`scripts/test-kubernetes` runs admission, quotas and the garbage collector over the same control plane with simulated
+kubelets.
 """
 _BY_HAND = "\n## With simulated kubelets\n"
 

@@ -49,12 +49,7 @@ def pod_of(cluster: WholeCluster, session: str) -> object:
 
 def kill_in(cluster: WholeCluster, pod: object, word: str) -> None:
     """kill -9 the processes of a pod whose command line has that word."""
-    uid = pod["metadata"]["uid"]  # type: ignore[index]
-    script = (
-        f"for p in $(grep -ls pod{uid} /proc/[0-9]*/cgroup | cut -d/ -f3); do "
-        f"grep -qs -- {word} /proc/$p/cmdline && kill -9 $p; done; true"
-    )
-    node_of(cluster, pod).call("sh", "-c", script)
+    cluster.kill_in_pod(pod["metadata"]["uid"], word)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("program", ["kubelet", "containerd"])

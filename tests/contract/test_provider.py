@@ -16,10 +16,12 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.provider.kubernetes import PodDefaults
 from gateway.provider.local import Isolation, LocalProvider
 from gateway.testing import ScriptedProvider
 from tests.support.kube.clusters import make_cluster
 from tests.support.kube.opened import open_provider
+from tests.support.kube.whole.shared import IMAGES, shared_cluster
 
 KEY, UNKNOWN = RuntimeKey("default", "contract"), RuntimeKey("default", "unknown")
 
@@ -33,7 +35,7 @@ class Subject:
 
     async def full(self) -> None:
         """Wait until the pool is as large as it should be."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (status := await self.provider.status(KEY)).ready != status.target:
                 await asyncio.sleep(0.01)
 
@@ -73,12 +75,27 @@ async def kubernetes(folder: Path) -> AsyncIterator[Subject]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def nodes(folder: Path) -> AsyncIterator[Subject]:
+    """Real kubelets, which run the images of manifests/docker."""
+    cluster = await asyncio.to_thread(shared_cluster)
+    defaults = PodDefaults(picod_image="wakegate/picod:0.1.0")
+    provider = await open_provider(cluster, folder, defaults=defaults)  # type: ignore[arg-type]
+    try:
+        yield Subject(provider, lambda sandbox: cluster.kill_in_pod(sandbox.id, "picod"))
+        await provider.aclose()
+    finally:
+        await asyncio.to_thread(cluster.clear, "default")
+
+
 PROVIDERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local-bubblewrap": local("bubblewrap"),
     "local-process": local("process"),
     "scripted": scripted,
     "kubernetes": kubernetes,
 }
+if IMAGES in os.environ:  # scripts/test-cluster, which is for what only real nodes can say
+    PROVIDERS = {"kubernetes-nodes": nodes}
 
 
 @pytest.fixture(

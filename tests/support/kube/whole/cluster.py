@@ -37,7 +37,7 @@ class WholeCluster:
     """In `folder`: logs, disks and volumes. `images`: a folder with archives of images, which every node gets."""
 
     def __init__(self, folder: Path, programs: Path, images: Path, nodes: int = 2) -> None:
-        self.folder, self._images = folder, images
+        self.folder, self.programs, self._images = folder, programs, images
         self._archives = sorted(images.glob("*.tar"))
         self._booted: set[int] = set()
         node_names = [f"node-{number}" for number in range(1, nodes + 1)]
@@ -53,6 +53,15 @@ class WholeCluster:
                     f"--kubelet-client-certificate={folder / 'plane/kubelet-client.crt'}",
                     f"--kubelet-client-key={folder / 'plane/kubelet-client.key'}",
                     "--kubelet-preferred-address-types=InternalIP",
+                    # For servers that add to the API (metrics.py): who asks is in headers that it sets.
+                    f"--requestheader-client-ca-file={folder / 'plane/ca.crt'}",
+                    "--requestheader-allowed-names=kube-apiserver",
+                    "--requestheader-username-headers=X-Remote-User",
+                    "--requestheader-group-headers=X-Remote-Group",
+                    "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+                    f"--proxy-client-cert-file={folder / 'plane/kubelet-client.crt'}",
+                    f"--proxy-client-key-file={folder / 'plane/kubelet-client.key'}",
+                    "--enable-aggregator-routing=true",
                 ),
                 # As a cluster has them that nobody configured.
                 "kube-controller-manager": (
@@ -98,6 +107,24 @@ class WholeCluster:
                     "route", "replace", network.pods_of(other.number), "via", other.address, inside=node.inside
                 )  # fmt: skip
         node.start_network()
+
+    def kubeconfig(self, _: Path) -> Path:
+        """The administrator's, as the simulator and a control plane alone have one too."""
+        return self.folder / "admin.kubeconfig"
+
+    def kill_in_pod(self, uid: str, word: str) -> None:
+        """kill -9 the processes of a pod whose command line has that word."""
+        script = (
+            f"for p in $(grep -ls pod{uid} /proc/[0-9]*/cgroup | cut -d/ -f3); do "
+            f"grep -qs -- {word} /proc/$p/cmdline && kill -9 $p; done; true"
+        )
+        for node in self.nodes:
+            node.call("sh", "-c", script)
+
+    def clear(self, namespace: str) -> None:
+        """Delete what a provider makes there, and wait until it is gone."""
+        kinds = "deployments,pods,networkpolicies,configmaps"
+        self.kubectl("delete", kinds, "--all", "-n", namespace, "--grace-period=1", within=120)
 
     def kubectl(self, *arguments: str, given: str | None = None, within: float = 60) -> str:
         """Its standard output, as the administrator."""
