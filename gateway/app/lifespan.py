@@ -16,6 +16,7 @@ from gateway.app.usage import sample_interval
 from gateway.core.background import cancel, every
 from gateway.core.certificates import POLL_S
 from gateway.core.errors import StoreUnavailableError, UnavailableError, WakegateError
+from gateway.core.model import SandboxEvent
 from gateway.core.settings import requires_identity
 from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
@@ -249,20 +250,12 @@ async def _check_kept(gateway: Gateway) -> None:
 
 
 async def _follow_events(gateway: Gateway) -> None:
-    async for event in gateway.provider.watch():
+    def record(event: SandboxEvent) -> None:
         gateway.events.of_gateway(
             "sandbox.ended", event.session_id or "", sandbox=event.sandbox_id, reason=event.reason
         )
-        try:
-            await gateway.sessions.recovery.sandbox_ended(event)
-        except WakegateError as error:
-            # The next request on the session finds its sandbox gone, and corrects the record.
-            logger.warning(
-                "sandbox %s ended (%s), cannot write its session's record: %s",
-                event.sandbox_id,
-                event.reason,
-                error,
-            )
+
+    await gateway.sessions.losses.follow(gateway.provider.watch(), record)
 
 
 async def _last_usage(gateway: Gateway) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.autoscaler.expectations import Expectations
 from gateway.autoscaler.history import live_since, replay_history
@@ -22,6 +22,7 @@ from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
 from gateway.autoscaler.what_if import saved, what_if
 from gateway.core.background import Tasks
+from gateway.core.backoff import backoff, jittered
 from gateway.core.clock import Clock
 from gateway.core.errors import NotFoundError, RuntimeNotFoundError, StoreUnavailableError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
@@ -30,11 +31,14 @@ from gateway.usage.prices import Prices
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
 STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
 _YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore, or of a pass
 _POOLS_A_SLICE = 24  # pools of a pass between two yields, of which
 _LOOKS_A_SLICE = 2  # so many had something new: a look takes a hundred times as long as to see that there is no need
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0  # of reading history from a store that is away
 MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
 
@@ -222,23 +226,41 @@ class Autoscaler:
             return None
 
     async def _restore(self, pool: Pool, now: float) -> None:
-        """Learn from the recorded claims, in slices between which the gateway serves."""
+        """Learn from the recorded claims, in slices between which the gateway serves.
+
+        While the store is away it waits, and the pool stays as it is: one that started without its history would
+        forecast nothing for the days that it takes to learn it again.
+        """
         key = pool.runtime.key
         try:
-            minutes = await self._store.claim_history(key, now - self._settings.restore_days * 86400.0, bucket=60)
-            seconds = await self._store.claim_history(key, now - _SECOND_BUCKETS_KEPT_S, bucket=1)
+            since, recent = now - self._settings.restore_days * 86400.0, now - _SECOND_BUCKETS_KEPT_S
+            minutes = await self._read(pool, lambda: self._store.claim_history(key, since, bucket=60))
+            seconds = await self._read(pool, lambda: self._store.claim_history(key, recent, bucket=1))
+            if minutes is None or seconds is None:
+                return
             live_from = live_since(seconds, now)
             async with self._restoring:  # one at a time: a hundred slices in one turn of the loop would be felt
                 for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
                     await asyncio.sleep(_YIELD_S)
-            await self.signal.skip(key, now)
-        except StoreUnavailableError as error:
-            logger.warning("%s: starts without its history: %s", key, error)
+            await self._read(pool, lambda: self.signal.skip(key, now))
         except Exception:
             # Nobody awaits this task. Left at this, the pool would be "learning" for ever, and nothing would say so.
             logger.exception("%s: starts with what could be read of its history", key)
         pool.restored = True
         self.poke()
+
+    async def _read(self, pool: Pool, read: Callable[[], Awaitable[T]]) -> T | None:
+        """Read from the store as soon as it answers. None: the pool is no longer sized here."""
+        key, failures = pool.runtime.key, 0
+        while self.pools.get(key) is pool:
+            try:
+                return await read()
+            except StoreUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning("%s: its history is read later: %s", key, error)
+                await asyncio.sleep(jittered(backoff(failures, first=_FIRST_RETRY_S, longest=_LAST_RETRY_S)))
+        return None
 
     async def _decide(self, pool: Pool, now: float) -> Decision | None:
         if not pool.restored:

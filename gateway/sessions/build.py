@@ -33,6 +33,7 @@ from gateway.sessions.fairness import FairQueue
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.losses import Losses
 from gateway.sessions.membership import Membership
 from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
@@ -74,6 +75,7 @@ class Sessions:
     durations: Durations
     admission: Admission
     recovery: Recovery
+    losses: Losses
     hibernator: Hibernator
     opener: SessionOpener
     lifecycle: Lifecycle
@@ -162,6 +164,7 @@ def make_sessions(
         durations=base.durations,
         admission=base.admission,
         recovery=operations.recovery,
+        losses=Losses(operations.recovery),
         hibernator=operations.hibernator,
         opener=operations.opener,
         lifecycle=operations.lifecycle,

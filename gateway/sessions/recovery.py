@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gateway.core.errors import StaleWriteError, WakegateError
 from gateway.core.interfaces import SandboxProvider
@@ -20,6 +20,15 @@ from gateway.sessions.records import Records
 from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Loss:
+    """A sandbox that ended on its own, and the session that had it. `counted`: the engine has been told of the loss."""
+
+    event: SandboxEvent
+    session_id: SessionId
+    counted: bool = False
 
 
 class Recovery:
@@ -89,16 +98,26 @@ class Recovery:
             if session is not None and session.sandbox is not None and session.sandbox.id == sandbox_id:
                 await self.salvage(session, "its sandbox ended with the gateway, or while no gateway ran")
 
-    async def sandbox_ended(self, event: SandboxEvent) -> None:
-        """Record at once that a sandbox ended on its own, and keep what is left of its workspace."""
+    def unbind(self, event: SandboxEvent) -> Loss | None:
+        """Close the routes to a sandbox that ended on its own. None: it was no session's."""
         session_id = self._bindings.remove(event.sandbox_id) or event.session_id
         if session_id is None:
-            return
+            return None
         self._bindings.notify_unbound(session_id, event.sandbox_id)
+        return Loss(event, session_id)
+
+    async def settle(self, loss: Loss) -> None:
+        """Record that the sandbox ended, and keep what is left of its workspace. Called again if it raises.
+
+        The sandbox is released last, and with it its files are deleted: until its record names what is kept of them,
+        they are all that there is. Raises WakegateError.
+        """
+        event, session_id = loss.event, loss.session_id
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
-            if self._on_loss is not None and _is_loss(session, event.sandbox_id):
+            if not loss.counted and self._on_loss is not None and _is_loss(session, event.sandbox_id):
                 self._on_loss(event)
+            loss.counted = True
             if session is None:
                 await self._keep_unrecorded(event.sandbox_id, session_id)
             elif session.sandbox is not None and session.sandbox.id == event.sandbox_id:

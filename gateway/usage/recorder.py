@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,16 +243,28 @@ class UsageRecorder:
     async def _count_stored(self) -> None:
         """Count kept workspaces, and the time of sessions that have no sandbox because they are hibernated."""
         now = self._now()
-        since, self._stored_at = self._stored_at, now.monotonic
-        if since is None:
-            return
+        if (since := self._stored_at) is not None:
+            # Added up once all are read: when the store goes away between two pages the next call begins anew, and
+            # counts all of the time since.
+            spans = [span async for span in self._stored_spans(now, now.monotonic - since)]
+            for account, quantity, amount, over in spans:
+                self._meter.span(account, quantity, amount, now.wall, over=over)
+        self._stored_at = now.monotonic
+
+    async def _stored_spans(
+        self, now: Moment, passed: float
+    ) -> AsyncIterator[tuple[Account, Quantity, float, float | None]]:
         after: SessionId | None = None
         while True:
             page = [each async for each in self._store.sessions(after=after, limit=500)]
             for session in page:
                 if session.snapshot is not None and self._counts_stored(session):
-                    kept = now.wall - (session.snapshot_at or 0.0)
-                    await self._count_one_stored(session, min(now.monotonic - since, max(0.0, kept)), now)
+                    seconds = min(passed, max(0.0, now.wall - (session.snapshot_at or 0.0)))
+                    account = self._account(session.tenant, session.runtime, session.id, session.resources)
+                    if session.state is SessionState.HIBERNATED:
+                        yield account, Quantity.HIBERNATED_SECONDS, seconds, None
+                    size = await self._size_of_kept(session.snapshot)
+                    yield account, Quantity.STORED_BYTE_SECONDS, size * seconds, seconds
             if len(page) < 500:
                 return
             after = page[-1].id
@@ -262,17 +274,10 @@ class UsageRecorder:
             return False
         return self._leads if session.owner == "" else session.owner == self._place.me
 
-    async def _count_one_stored(self, session: Session, seconds: float, now: Moment) -> None:
-        account = self._account(session.tenant, session.runtime, session.id, session.resources)
-        if session.state is SessionState.HIBERNATED:
-            self._meter.span(account, Quantity.HIBERNATED_SECONDS, seconds, now.wall)
-        assert session.snapshot is not None
-        size = 0
-        if is_snapshot(session.snapshot):
-            size = SnapshotRef(session.snapshot).size
-        elif self._engine is not None:
-            size = await self._engine.parked_bytes(session.snapshot)
-        self._meter.span(account, Quantity.STORED_BYTE_SECONDS, size * seconds, now.wall, over=seconds)
+    async def _size_of_kept(self, reference: str) -> int:
+        if is_snapshot(reference):
+            return SnapshotRef(reference).size
+        return 0 if self._engine is None else await self._engine.parked_bytes(reference)
 
     def _idle_since(self, session: str, now: float) -> float | None:
         if self._place.shares_engine:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.autoscaler import runner
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.core.errors import StoreUnavailableError
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.autoscaler import KEY, Catalog, Pools, runtime
@@ -107,5 +110,35 @@ async def test_history_that_cannot_be_read_at_all_is_said_and_left(
 
     assert scaler.pools[KEY].decision is not None
     assert "not a history" in caplog.text
+    await scaler.aclose()
+    await store.aclose()
+
+
+async def test_history_is_read_once_the_store_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away when a pool begins costs it nothing: until it is back, the pool stays as it is."""
+    clock = ManualClock(NOW)
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    await store.start()
+    await store.record_claims(KEY, dict(busy(1, 0, 1)))
+    read, tried = store.claim_history, 0
+
+    async def away_at_first(*asked: Any, **named: Any) -> Sequence[tuple[int, int]]:
+        nonlocal tried
+        tried += 1
+        if tried < 3:
+            raise StoreUnavailableError("away")
+        return await read(*asked, **named)
+
+    monkeypatch.setattr(store, "claim_history", away_at_first)
+    monkeypatch.setattr(runner, "_FIRST_RETRY_S", 0.01)
+    provider = Pools(clock)
+    scaler = Autoscaler(Catalog(runtime()), store, provider, clock, AutoscalerSettings(), holder="gw")
+    await provider.apply([runtime()])
+    await scaler.run_once(clock.now())
+    pool = scaler.pools[KEY]
+    assert not pool.restored
+    assert pool.decision is None
+    await eventually(lambda: pool.restored, "its history is read")
+    assert pool.demand.rates.rate() > 1.0
     await scaler.aclose()
     await store.aclose()

@@ -10,8 +10,9 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
+from gateway.provider.local import process_tags
 from tests.support.redis_server import RedisServer
-from tests.support.serve import serve
+from tests.support.serve import processes_of, serve
 from tests.support.two_gateways import two
 from tests.support.waiting import wait_until
 
@@ -208,3 +209,20 @@ def test_forty_sessions_of_a_killed_gateway_are_taken_over_by_slower_answers_alo
                 return reply.status_code, reply.json().get("stdout", reply.text).strip()
 
         assert list(threads.map(ask, sessions)) == [(200, str(number)) for number in range(40)]
+
+
+def test_sandbox_that_ends_while_redis_is_away_is_on_record_once_it_is_back(tmp_path: Path) -> None:
+    """Nobody asks for the session meanwhile; its files are those of its last moment."""
+    redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
+    with two(tmp_path, redis=redis) as (a, b, _):
+        session = a.session()
+        assert a.run(session, "echo kept > note").status_code == 200
+        sandbox = a.state(session)["sandboxId"]
+        redis.kill()
+        for process in processes_of(tmp_path / "a"):
+            if process.environ().get(process_tags.VARIABLE, "").endswith(sandbox):
+                process.kill()
+        wait_until(lambda: "is written later" in a.log.read_text(), "the record could not be written")
+        redis.start()
+        wait_until(lambda: b.state(session)["state"] == "lost", "the record says it")
+        assert b.run(session, "cat note").json()["stdout"] == "kept\n"

@@ -34,6 +34,7 @@ from gateway.core.model import (
 from gateway.core.units import rfc3339
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.testing import MemorylessExecutor, ScriptedProvider
+from tests.support.losses import lose
 from tests.support.scripted import KEY
 from tests.support.session_world import World
 from tests.support.waiting import eventually
@@ -279,7 +280,7 @@ async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None
     """
     made = await world.lifecycle.create(KEY)
     world.provider.end(made.sandbox.id, "exited with status 137")
-    await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
+    await lose(world.recovery, SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
     record = await world.record(made.session.id)
     assert (record.state, record.sandbox, record.reason) == (SessionState.LOST, None, "exited with status 137")
     assert world.unbound == [(made.session.id, made.sandbox.id)]
@@ -313,7 +314,7 @@ async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: Wor
     """An event that comes late, after the session was given another one, changes nothing."""
     made = await world.lifecycle.create(KEY)
     fresh = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
-    await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "late"))
+    await lose(world.recovery, SandboxEvent(made.sandbox.id, made.session.id, "late"))
     assert (await world.record(made.session.id)).sandbox == fresh.sandbox
     assert await world.sandboxes() == {fresh.sandbox.id}
 

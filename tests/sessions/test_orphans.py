@@ -15,6 +15,7 @@ from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.sessions.orphans import MISSING_GRACE_S
 from gateway.store.memory import MemoryStore
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from tests.support.losses import lose
 from tests.support.scripted import KEY
 
 RETENTION_S = 1000.0
@@ -121,7 +122,7 @@ async def test_sandbox_that_ends_without_a_record_leaves_its_workspace(world: Wo
     await world.store.delete(session.id)
     events = world.provider.watch()
     world.provider.end(session.sandbox.id, "out of memory", keeps=True)
-    await world.sessions.recovery.sandbox_ended(await anext(events))
+    await lose(world.sessions.recovery, await anext(events))
     assert world.provider.parked[session.id][0] == "precious"
 
 
@@ -183,7 +184,7 @@ async def test_end_of_a_sandbox_is_a_loss_only_while_a_record_needs_it(world: Wo
     await world.sessions.hibernator.hibernate(slept.id)
     for session in (ended, slept, lost, twice, twice):
         assert session.sandbox is not None
-        await world.sessions.recovery.sandbox_ended(SandboxEvent(session.sandbox.id, session.id, "evicted"))
+        await lose(world.sessions.recovery, SandboxEvent(session.sandbox.id, session.id, "evicted"))
     assert lost.sandbox is not None
     assert twice.sandbox is not None
     assert counted == [lost.sandbox.id, twice.sandbox.id, twice.sandbox.id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from gateway.core.model import (
     Runtime,
     Sandbox,
     SandboxId,
+    Session,
     SessionState,
     SnapshotRef,
     StartKind,
@@ -219,6 +221,35 @@ async def test_warm_pools_and_kept_workspaces_count(store: MemoryStore, clock: M
         Quantity.HIBERNATED_SECONDS: 120.0,
         Quantity.STORED_BYTE_SECONDS: 60.0 * (500 + 1000),
     })  # fmt: skip
+
+
+async def test_kept_workspaces_count_over_an_outage_between_two_pages(
+    store: MemoryStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not read is counted by the next call with all of its time, and what was read is not counted twice."""
+    gateway = Gateway(store, clock, Place("w", "h", me="me"))
+    hibernated = session(tenant="acme", state=SessionState.HIBERNATED, snapshot_at=T0, owner="me")
+    for index in range(501):
+        await store.put(replace(hibernated, id=session(f"s{index}").id, snapshot=f"s{index}"))
+    await gateway.recorder.flush()
+    read = store.sessions
+
+    async def one_page(**of: Any) -> AsyncIterator[Session]:
+        if of.get("after") is not None:
+            raise StoreUnavailableError("away")
+        async for each in read(**of):
+            yield each
+
+    clock.advance(60)
+    with monkeypatch.context() as away:
+        away.setattr(store, "sessions", one_page)
+        with pytest.raises(StoreUnavailableError):
+            await gateway.recorder.flush()
+    clock.advance(60)
+    await gateway.recorder.flush()
+    found = await totals(store)
+    assert found[Quantity.HIBERNATED_SECONDS] == 501 * 120.0
+    assert found[Quantity.STORED_BYTE_SECONDS] == 501 * 120.0 * 1000
 
 
 def test_size_has_the_gpus_of_the_manifest() -> None:
