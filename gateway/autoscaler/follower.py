@@ -153,7 +153,7 @@ class Follower:
             allowed = np.ones(len(cost), dtype=bool)
         else:
             counted = missed - shadow.once
-            allowed = counted <= self._budget(cost, counted, shadow.claims)
+            allowed = counted <= self._budget(shadow, counted)
         priced = np.where(allowed, cost, np.inf)
         foreseeing = int(priced[:A_FAMILY].argmin())
         if shadow.rules > A_FAMILY:
@@ -184,19 +184,24 @@ class Follower:
         few = _SMALL_SAMPLE_MARGIN / math.sqrt(max(shadow.claims, 1.0))
         return _EXPERT_MARGIN + few + _YOUNG_S / max(shadow.age, 1.0)
 
-    def _budget(self, idle: Floats, missed: Floats, claims: float) -> float:
+    def _budget(self, shadow: Shadow, missed: Floats) -> float:
         """The claims that may be missed: the target's share of those that any pool within the maximum could have
         served, and more where fewer would cost more than the ceiling. `missed`: those that count (Shadow.once).
 
         A burst beyond the maximum (36,000 claims, of which the largest pool misses 5,000) is no reason to stay at it:
         it leaves 5,000 + 1 % of 31,000. If a forecast, which is late by a lead time, misses 600 more, the largest pool
         must have idled for less than 600 x the ceiling to be preferred.
+
+        To the ceiling the worst minute does not count: n batches are n - 1 times of waiting for one. After a batch of
+        14, four hours with 14 idle sandboxes cost 14,400 s for each of its claims, less than the ceiling; so 14 were
+        held after each batch, and given up shortly before the next came, two hours later.
         """
-        unavoidable = float(missed.min())
+        unavoidable, claims = float(missed.min()), shadow.claims
         budget = unavoidable + self.objective.target_miss_rate * (claims - unavoidable)
         if self.objective.price_ceiling is not None:
             # Where one more claim costs just the ceiling; further on along the frontier each costs more.
-            budget = max(budget, float(missed[(idle + self.objective.price_ceiling * missed).argmin()]))
+            again = claims - shadow.served - shadow.worst
+            budget = max(budget, float(missed[(shadow.idle + self.objective.price_ceiling * again).argmin()]))
         return budget + 1e-9 * claims
 
     def compared(self) -> tuple[RuleCost, RuleCost | None]:

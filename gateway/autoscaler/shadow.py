@@ -113,7 +113,7 @@ class Shadow:
         # Misses that do not count against a target: those of the worst minute beyond the second worst's. A rule that
         # misses 230 of a burst of 408, and at most 40 in any other minute, is judged as if it had missed 40 of it.
         self.once: Floats = self._none
-        self._worst: Floats = np.zeros(size)  # misses in the worst minute, and in the second worst, fading
+        self.worst: Floats = np.zeros(size)  # misses in the worst minute, and in the second worst, fading
         self._second: Floats = np.zeros(size)
         self.total = Total(np.zeros(size), np.zeros(size))
         self._kept = Total(np.zeros(size), np.zeros(size))  # of the tallies, what was left after the last choice
@@ -206,9 +206,9 @@ class Shadow:
         self.idle *= keep
         self.claims *= keep
         self.span *= keep
-        self._worst *= keep
+        self.worst *= keep
         self._second *= keep
-        self.once = np.maximum(self._worst - np.maximum(self._second, _FEW_MISSES), 0.0)
+        self.once = np.maximum(self.worst - np.maximum(self._second, _FEW_MISSES), 0.0)
         self._kept = Total(self.served.copy(), self.idle.copy(), self.claims, self.span)
         for follower in self.followers:
             follower.choose(self)
@@ -223,8 +223,8 @@ class Shadow:
         total, kept = self.total, self._kept
         idle, served = self.idle - kept.idle, self.served - kept.served
         missed = (self.claims - kept.claims) - served
-        self._second = np.maximum(self._second, np.minimum(missed, self._worst))
-        self._worst = np.maximum(self._worst, missed)
+        self._second = np.maximum(self._second, np.minimum(missed, self.worst))
+        self.worst = np.maximum(self.worst, missed)
         total.idle += idle
         total.served += served
         total.claims += self.claims - kept.claims

@@ -347,3 +347,15 @@ def test_one_burst_is_no_pattern_and_two_are() -> None:
 
     assert levels[0] <= 60
     assert levels[1] >= 200
+
+
+def test_batches_are_not_waited_for_at_more_than_the_ceiling() -> None:
+    """14 claims at once each six hours: to hold 14 in between costs 21,600 idle seconds a claim, more than the 20,000
+    that may be paid, after each batch and not only once the hours have passed.
+    """
+    arrivals = np.concatenate([600.0 + 21_600.0 * batch + np.linspace(0.0, 40.0, 14) for batch in range(4)])
+    demand = Demand(Objective(0.01), lead=60.0, tick=1.0, most=64)
+    targets = follow(demand, arrivals, 0.0, 86_400.0)
+
+    held = simulate(arrivals, targets, lead=60.0, scored_from=25_200.0, end=86_400.0).mean_idle
+    assert held <= 2.0

@@ -16,7 +16,7 @@ import pytest
 from gateway.autoscaler.replay import baselines, cli, scenarios
 from gateway.autoscaler.replay.lab import Settings, fixed_curve, parse_policies, run_trace
 from gateway.autoscaler.replay.pool import Targets, simulate
-from gateway.autoscaler.replay.report import fleet_table
+from gateway.autoscaler.replay.report import fleet_frontiers_table, fleet_table
 from gateway.autoscaler.replay.synthetic import make
 from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.replay.traces import read_traces
@@ -148,6 +148,22 @@ def test_fleet_table_counts_traces_that_had_nothing_to_teach_apart() -> None:
 
     assert row[-2].endswith(" of 2")
     assert row[-1] == f"{int((results[0].points[0].idle_of_fixed or 0.0) > 1.05)} of 1 |"
+
+
+def test_fleet_is_compared_with_baselines_at_equal_hits() -> None:
+    """Each policy has one setting of its knob for all functions; those that do not reach a hit rate have no cell."""
+    settings = Settings(policies=("predictive", "fixed", "histogram"), miss_rates=(0.1, 0.02))
+    results = [
+        run_trace(Trace(f"day/f{seed}", poisson(0.1, 10000.0, seed), 0.0, 10000.0), settings, lambda *_: None)
+        for seed in (1, 2)
+    ]
+
+    head, _, ours, histogram = (line.strip("| ").split(" | ") for line in fleet_frontiers_table(results).splitlines())
+
+    assert (ours[0], histogram[0], len(head)) == ("predictive", "histogram", 7)
+    idle, theirs = float(ours[1]), float(histogram[1].split(" ")[0])
+    assert histogram[1] == f"{theirs:.1f} ({theirs / idle:.0%})" or abs(theirs / idle - 1.0) < 0.1
+    assert ours[-1] == "-"
 
 
 def test_predictive_is_not_much_worse_than_fixed_on_batches() -> None:

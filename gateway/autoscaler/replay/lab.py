@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,23 +76,32 @@ class TraceResult:
 
     def frontier(self, policy: str) -> tuple[Floats, Floats]:
         """(hit rate, mean idle), rising, of what the policy and mixtures of its knobs reach at the least idle."""
-        points = sorted((p.outcome.hit_rate, p.outcome.mean_idle) for p in self.points if p.policy == policy)
-        # The lower convex hull. Two settings of the knob, used in turns, reach every point on the line between them, so
-        # a point on or above that line is no reason to choose its setting.
-        hull: list[tuple[float, float]] = [(0.0, 0.0)]
-        for hit, idle in points:
-            while len(hull) > 1 and (hull[-1][1] >= idle or _above(hull[-2], hull[-1], (hit, idle))):
-                hull.pop()
-            if hit > hull[-1][0]:
-                hull.append((hit, idle))
-        return np.array([h for h, _ in hull]), np.array([i for _, i in hull])
+        return lower_hull((p.outcome.hit_rate, p.outcome.mean_idle) for p in self.points if p.policy == policy)
 
     def idle_at(self, policy: str, hit_rate: float) -> float | None:
         """Mean idle of the policy's frontier at this hit rate; None where it does not reach it."""
         if policy == "fixed":
             return self.curve.idle_at(hit_rate) if hit_rate <= self.curve.hits[-1] else None
-        hits, idle = self.frontier(policy)
-        return float(np.interp(hit_rate, hits, idle)) if len(hits) > 1 and hit_rate <= hits[-1] else None
+        return idle_on(self.frontier(policy), hit_rate)
+
+
+def lower_hull(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
+    """(hit rates, mean idle), rising, of the lower convex hull of such points and of an empty pool."""
+    # Two settings of the knob, used in turns, reach every point on the line between them, so a point on or above that
+    # line is no reason to choose its setting.
+    hull: list[tuple[float, float]] = [(0.0, 0.0)]
+    for hit, idle in sorted(points):
+        while len(hull) > 1 and (hull[-1][1] >= idle or _above(hull[-2], hull[-1], (hit, idle))):
+            hull.pop()
+        if hit > hull[-1][0]:
+            hull.append((hit, idle))
+    return np.array([h for h, _ in hull]), np.array([i for _, i in hull])
+
+
+def idle_on(frontier: tuple[Floats, Floats], hit_rate: float) -> float | None:
+    """Mean idle of a frontier at a hit rate; None where it does not reach it."""
+    hits, idle = frontier
+    return float(np.interp(hit_rate, hits, idle)) if len(hits) > 1 and hit_rate <= hits[-1] else None
 
 
 def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.autoscaler.replay.lab import POLICIES, Point, TraceResult
+from gateway.autoscaler.replay.lab import POLICIES, Point, TraceResult, idle_on, lower_hull
 
 HIT_RATES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _MIN_WARMUP_CLAIMS = 100  # claims in the warm-up from which on a trace counts as one that had something to teach
@@ -122,6 +122,32 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
     return "\n".join(lines)
 
 
+def fleet_frontiers_table(results: Sequence[TraceResult]) -> str:
+    """Idle time of all pools together at equal hits of all claims, per policy with one setting of its knob for all."""
+    lines = [_row(["policy", *(f"{rate:.1%}" for rate in HIT_RATES)]), _row(["---"] * (len(HIT_RATES) + 1))]
+    ours: list[float | None] = [None] * len(HIT_RATES)
+    for policy in POLICIES:
+        knobs = sorted({p.knob for r in results for p in r.points if p.policy == policy})
+        if policy == "fixed" or not knobs:
+            continue  # a size for all functions is no policy that anybody would choose
+        points = []
+        for knob in knobs:
+            outcomes = [p.outcome for r in results for p in r.points if (p.policy, p.knob) == (policy, knob)]
+            claims = sum(each.claims for each in outcomes)
+            points.append((sum(each.hits for each in outcomes) / claims, sum(each.mean_idle for each in outcomes)))
+        frontier = lower_hull(points)
+        idle = [idle_on(frontier, rate) for rate in HIT_RATES]
+        shares = [None if own is None or other is None else other / own for own, other in zip(ours, idle, strict=True)]
+        if policy == "predictive":
+            ours = idle
+        cells = [
+            "-" if each is None else f"{each:.1f}" + ("" if share is None else f" ({share:.0%})")
+            for each, share in zip(idle, shares, strict=True)
+        ]
+        lines.append(_row([policy, *cells]))
+    return "\n".join(lines)
+
+
 def markdown(results: Sequence[TraceResult]) -> str:
     """The whole report as Markdown."""
     s = results[0].settings
@@ -144,6 +170,13 @@ def markdown(results: Sequence[TraceResult]) -> str:
         if len(members) > 1:
             if any(p.policy == "predictive" for p in members[0].points):
                 out += [fleet_table(members), ""]
+                out += [
+                    "All of them together, a policy with one setting of its knob for all, at equal hits of all claims; in"
+                    " brackets the share of predictive's idle time.",
+                    "",
+                    fleet_frontiers_table(members),
+                    "",
+                ]
             continue
         result = members[0]
         claims = len(result.trace.arrivals)

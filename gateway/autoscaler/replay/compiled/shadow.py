@@ -248,7 +248,8 @@ def _choose(p: Pools, objective: Floats, state: npt.NDArray[np.int64]) -> None:
         unavoidable = missed.min()
         budget = unavoidable + objective[TARGET] * (claims - unavoidable)
         if not math.isnan(objective[CEILING]):
-            dearest = int((p.idle + objective[CEILING] * missed).argmin())
+            again = claims - p.served - p.worst
+            dearest = int((p.idle + objective[CEILING] * again).argmin())
             budget = max(budget, missed[dearest])
         budget += 1e-9 * claims
     allowed = missed <= budget
