@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +23,12 @@ import numpy as np
 
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective
+from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.autoscaler.window import times_within
 from gateway.core.clock import SystemClock
-from gateway.core.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
+from gateway.core.model import PoolMode, PoolSpec, PoolStatus, Runtime, RuntimeKey, StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider
 
@@ -142,6 +146,37 @@ async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, floa
     await scaler.aclose()
     await store.aclose()
     return spent / seconds, 1000.0 * slowest
+
+
+def memory(count: int, days: float, rate: float) -> list[tuple[float, float]]:
+    """(days, MB that a runtime holds) in quarters of the time, of `count` runtimes with `rate` claims a second each:
+    all that the loop keeps of one, and what is allocated for it, whatever the allocator keeps besides.
+    """
+    rng, spec, settings = (
+        np.random.default_rng(1),
+        PoolSpec(mode=PoolMode.PREDICTIVE, max=50, size=1),
+        AutoscalerSettings(),
+    )
+    tracemalloc.start()
+    began = tracemalloc.get_traced_memory()[0]
+    pools, found = [], []
+    for n in range(count):
+        key = RuntimeKey("load", f"r{n:04d}")
+        status = PoolStatus(key, 1, 1, 0, 0, failures=0, lead_time_p50=10.0, lead_time_p90=10.0)
+        pools.append(Pool.make(Runtime(key=key, pool=spec), settings, status))
+        pools[-1].restored = True
+    for quarter in range(4):
+        for second in range(int(quarter * days * 21_600), int((quarter + 1) * days * 21_600)):
+            now = 1_700_006_400.0 + second
+            for pool, claims in zip(pools, rng.poisson(rate, count).tolist(), strict=True):
+                decision = pool.tick(now, claims, 0, steady=now, times=times_within(now - 1.0, claims))
+                if decision is not None:
+                    pool.moved(now, decision.target, decision.why)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] - began
+        found.append((days * (quarter + 1) / 4.0, held / count / 1e6))
+    tracemalloc.stop()
+    return found
 
 
 class DemandWithHistory:

@@ -21,7 +21,9 @@ from gateway.core.errors import BadRequestError
 from gateway.core.model import PoolMode, PoolSpec
 
 MISS_RATES = (0.01, 0.4, 0.2, 0.1, 0.05, 0.03, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
-POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")
+# Of a cold start, idle sandbox-seconds; as with the miss rates, experts are scored at the first.
+PRICES = (1000.0, 20.0, 50.0, 150.0, 400.0, 2000.0, 5000.0, 20000.0)
+POLICIES = ("predictive", "priced", "fixed", *baselines.KNOBS, "oracle")
 EXTRA = ("live",)  # not in the table unless asked for: predictive again, but looking at its own pool (replay/live.py)
 Progress = Callable[[str, float], None]
 
@@ -175,12 +177,14 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
     for policy in settings.policies:
         # Processor time: with --jobs, wall time would count what the other traces take.
         began = time.process_time()
-        if policy == "predictive":
+        if policy in ("predictive", "priced"):
             spec = ScalerSpec(max=settings.most, mode=PoolMode.PREDICTIVE)
-            objectives = [Objective(rate) for rate in settings.miss_rates]
-            all_targets, calibration = replay_predictive(
+            by_rate = {rate: Objective(rate) for rate in settings.miss_rates}
+            by_price = {price: Objective(cold_start_cost=price) for price in PRICES}
+            objectives = by_rate if policy == "predictive" else by_price
+            all_targets, scores = replay_predictive(
                 trace,
-                objectives,
+                list(objectives.values()),
                 lead=settings.lead,
                 tick=settings.tick,
                 spec=spec,
@@ -188,8 +192,9 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
                 port=settings.port,
                 progress=lambda done: progress(trace.name, done),
             )
-            for objective, targets in zip(objectives, all_targets, strict=True):
-                add(policy, objective.target_miss_rate, targets)
+            calibration = scores if policy == "predictive" else calibration
+            for knob, targets in zip(objectives, all_targets, strict=True):
+                add(policy, knob, targets)
         elif policy == "live":
             for rate in settings.miss_rates:
                 add(policy, rate, _live(settings, rate, trace.start))

@@ -171,8 +171,10 @@ def markdown(results: Sequence[TraceResult]) -> str:
             if any(p.policy == "predictive" for p in members[0].points):
                 out += [fleet_table(members), ""]
                 out += [
-                    "All of them together, a policy with one setting of its knob for all, at equal hits of all claims; in"
-                    " brackets the share of predictive's idle time.",
+                    (
+                        "All of them together, a policy with one setting of its knob for all, at equal hits of all "
+                        "claims; in brackets the share of predictive's idle time."
+                    ),
                     "",
                     fleet_frontiers_table(members),
                     "",
