@@ -1,10 +1,12 @@
-"""The cost of the autoscaler: its share of a core, the time of a tick by length of history, and what requests notice.
+"""The cost of the autoscaler: its share of a core, its memory, a tick by length of history, and what requests notice.
 
-    scripts/bench autoscaler_cost [--runtimes 1 100 1000] [--seconds 120] [--served 20]
+    scripts/bench autoscaler_cost [--runtimes 1 100 1000] [--seconds 120] [--served 8]
 
 The loop runs with its real store (sqlite in a temporary folder) in accelerated time: `run_once` is called for each
 second of virtual time, and its processor time is divided by that. A tenth of the runtimes is busy (a claim every two
-seconds), the others see one claim a minute: a hundred runtimes with about 400 claims a minute in total.
+seconds), the others see one claim a minute: a hundred runtimes with about 400 claims a minute in total. Requests are
+those of wrk through a gateway in front of nginx (Debian's packages wrk and nginx-light), on whose event loop so many
+runtimes are sized.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.window import times_within
-from gateway.core.clock import SystemClock
 from gateway.core.model import PoolMode, PoolSpec, PoolStatus, Runtime, RuntimeKey, StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider
+from loadtest.processes import free_port, require_programs, running, started, wait_for
+from loadtest.proxy_bench import PATH, Load, median, nginx_conf, wrk
 
 
 class _Catalog:
@@ -49,67 +52,21 @@ class _Catalog:
         return self._runtimes
 
 
-_PROBE = """
-import socket, sys, time
-until, took = time.monotonic() + float(sys.argv[2]), []
-with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
-    while (began := time.monotonic()) < until:
-        connection.sendall(b"x" * 64)
-        connection.recv(64)
-        took.append(time.monotonic() - began)
-        time.sleep(0.001)
-took.sort()
-print(took[len(took) // 2], took[int(0.99 * len(took))])
-"""
-
-
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(64):
-        writer.write(data)
-    writer.close()
-
-
-async def served_beside(count: int, seconds: float, rate: float, folder: Path) -> tuple[float, float]:
-    """(p50, p99) in milliseconds of an echo on the event loop on which `count` runtimes with `rate` claims a second
-    each are sized, the store and all.
+def data_path(counts: Sequence[int], seconds: int, rate: float, rounds: int, folder: Path) -> list[Load]:
+    """Of each count of runtimes the requests of wrk through a gateway that sizes so many, with `rate` claims a second
+    each: the medians of rounds in which the counts take turns. The gateway has one core, nginx and wrk the other.
     """
-    clock, provider = SystemClock(), ScriptedProvider()
-    spec = PoolSpec(mode=PoolMode.PREDICTIVE, max=50, size=1)
-    runtimes = [Runtime(key=RuntimeKey("load", f"r{n:04d}"), pool=spec) for n in range(count)]
-    await provider.apply(runtimes)
-    store = SqliteStore(folder / f"served-{time.monotonic_ns()}.db", clock)
-    await store.start()
-    scaler = Autoscaler(_Catalog(runtimes), store, provider, clock, AutoscalerSettings(), holder="cost")
-    server = await asyncio.start_server(_echo, "127.0.0.1", 0)
-    await scaler.start()
-    while len(scaler.pools) < count or not all(pool.restored for pool in scaler.pools.values()):
-        await asyncio.sleep(0.05)
-    # Some claims first, so that tables are computed and every runtime has been looked at.
-    rng = np.random.default_rng(1)
-    claiming = asyncio.create_task(_claims(scaler, runtimes, rate, rng, clock))
-    await asyncio.sleep(5.0)
-    probe = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _PROBE, str(server.sockets[0].getsockname()[1]), str(seconds),
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, _ = await probe.communicate()
-    claiming.cancel()
-    server.close()
-    await scaler.aclose()
-    await store.aclose()
-    p50, p99 = map(float, out.split())
-    return 1000.0 * p50, 1000.0 * p99
-
-
-async def _claims(
-    scaler: Autoscaler, runtimes: Sequence[Runtime], rate: float, rng: np.random.Generator, clock: SystemClock
-) -> None:
-    while True:
-        for n in rng.integers(0, len(runtimes), rng.poisson(rate * len(runtimes) * 0.01)).tolist():
-            scaler.waiting(runtimes[n].key, 1, clock.now())
-            scaler.claimed(runtimes[n].key, StartKind.WARM, clock.now())
-            scaler.waiting(runtimes[n].key, -1, clock.now())
-        await asyncio.sleep(0.01)
+    port, loads = free_port(), [list[Load]() for _ in counts]
+    (nginx,) = require_programs("nginx")
+    with running([nginx, "-c", str(nginx_conf(folder, port))], 1):
+        wait_for(port)
+        for _ in range(rounds):
+            for count, found in zip(counts, loads, strict=True):
+                argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}"]
+                with started([*argv, "--sized", str(count), "--claims", f"{rate:g}"], core=0) as (gateway, line):
+                    url, session, *_ = line.split()
+                    found.append(wrk(url + PATH, 16, seconds, 1, [f"x-session-id: {session}"], gateway.pid))
+    return [median(each) for each in loads]
 
 
 async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, float]:
@@ -214,13 +171,13 @@ def tick_costs(days: Sequence[float], rounds: int = 15) -> list[float]:
 
 
 def main() -> None:
-    """Print the loop's share of a core, the table of tick times, and the times of echoes beside the loop."""
+    """Print the loop's share of a core, the times of requests beside it, its memory, and the table of tick times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runtimes", type=int, nargs="+", default=[1, 100, 1000])
     parser.add_argument("--seconds", type=int, default=120, help="of virtual time")
-    parser.add_argument("--served", type=float, default=20.0, help="seconds of real time per round; 0: leave it out")
+    parser.add_argument("--served", type=int, default=8, help="seconds of requests per round; 0: leave them out")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=0.1, help="claims a second of each runtime beside the server")
+    parser.add_argument("--rate", type=float, default=0.1, help="claims a second of each runtime beside requests")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for count in args.runtimes:
@@ -228,16 +185,20 @@ def main() -> None:
             print(
                 f"{count} runtimes: {share:.2%} of a core, slowest pass {slowest:.1f} ms of processor time", flush=True
             )
-        if args.served > 0.0:
-            rounds = [
-                [asyncio.run(served_beside(n, args.served, args.rate, Path(folder))) for n in args.runtimes]
-                for _ in range(args.rounds)
-            ]
-            least = np.min(rounds, axis=0).tolist()
-            for count, (p50, p99) in zip(args.runtimes, least, strict=True):
-                beside = f"an echo beside {count} runtimes with {args.rate:g} claims/s each"
-                ratio = p99 / least[0][1]
-                print(f"{beside}: p50 {p50:.2f} ms, p99 {p99:.2f} ms ({ratio:.2f} x the first; bar: 1.10)")
+        if args.served > 0:
+            loads = data_path(args.runtimes, args.served, args.rate, args.rounds, Path(folder))
+            for count, load in zip(args.runtimes, loads, strict=True):
+                print(
+                    f"requests beside {count} runtimes with {args.rate:g} claims/s each: {load.rate:,.0f}/s, p50 "
+                    f"{load.p50:.2f} ms, p99 {load.p99:.2f} ms ({load.p99 / loads[0].p99:.2f} x the first; bar: 1.10), "
+                    f"{load.errors} failed",
+                    flush=True,
+                )
+    for count, span, claims in ((2, 1.0, 0.05), (1, 0.25, 2.0)):
+        for since, megabytes in memory(count, span, claims):
+            print(
+                f"memory of a runtime with {claims:g} claims/s after {since:.4g} days: {megabytes:.2f} MB", flush=True
+            )
     days = (0.1, 1.0, 7.0, 14.0)
     costs = tick_costs(days)
     for span, cost in zip(days, costs, strict=True):
