@@ -191,18 +191,23 @@ class Follower:
         A burst beyond the maximum (36,000 claims, of which the largest pool misses 5,000) is no reason to stay at it:
         it leaves 5,000 + 1 % of 31,000. If a forecast, which is late by a lead time, misses 600 more, the largest pool
         must have idled for less than 600 x the ceiling to be preferred.
-
-        To the ceiling the worst minute does not count: n batches are n - 1 times of waiting for one. After a batch of
-        14, four hours with 14 idle sandboxes cost 14,400 s for each of its claims, less than the ceiling; so 14 were
-        held after each batch, and given up shortly before the next came, two hours later.
         """
         unavoidable, claims = float(missed.min()), shadow.claims
         budget = unavoidable + self.objective.target_miss_rate * (claims - unavoidable)
         if self.objective.price_ceiling is not None:
             # Where one more claim costs just the ceiling; further on along the frontier each costs more.
-            again = claims - shadow.served - shadow.worst
-            budget = max(budget, float(missed[(shadow.idle + self.objective.price_ceiling * again).argmin()]))
+            price = shadow.idle + self.objective.price_ceiling * self._missed_again(shadow)
+            budget = max(budget, float(missed[price.argmin()]))
         return budget + 1e-9 * claims
+
+    @staticmethod
+    def _missed_again(shadow: Shadow) -> Floats:
+        """What each rule missed, without its worst minute: n batches are n - 1 times of waiting for one.
+
+        After a batch of 14, four hours with 14 idle sandboxes cost 14,400 s for each of its claims, less than the
+        ceiling of 20,000; so 14 were held after each batch, and given up two hours before the next one came.
+        """
+        return shadow.claims - shadow.served - shadow.worst
 
     def compared(self) -> tuple[RuleCost, RuleCost | None]:
         """The followed rule and the best of the other kind (constants beside forecasts, forecasts beside constants).
