@@ -139,6 +139,32 @@ def test_gateway_that_starts_anew_among_claims_goes_on_as_before() -> None:
     assert played.outcome.mean_idle <= 1.25 * played.fixed_idle
 
 
+@pytest.mark.parametrize(("lead", "after"), [(0.25, 20.0), (10.0, 20.0), (10.0, 300.0), (60.0, 120.0)])
+def test_gateway_that_starts_anew_in_a_burst_serves_the_rest_of_it(lead: float, after: float) -> None:
+    """20 claims a second after half an hour of nearly none, of which the recorded claims tell: two and a half lead
+    times after the start none misses, and an hour after the burst nothing is held.
+    """
+    restart = 1800.0 + after
+    burst = replace(
+        RESTART_BUSY, phases=((1800.0, 0.1), (600.0, 20.0), (5400.0, 0.0)), lead=lead, most=2000, restart=restart,
+        scored_from=restart + 2.5 * lead + 5.0,
+    )  # fmt: skip
+    played = play(burst)
+
+    assert played.outcome.hit_rate >= 0.99
+    assert played.mean_target(burst.span - 1800.0, burst.span) < 0.05
+
+
+@pytest.mark.parametrize("step", [-7200.0, -20.0, 20.0, 7200.0])
+def test_clock_that_is_set_in_a_surge_changes_nothing_of_it(step: float) -> None:
+    """Three minutes into 20 claims a second the clock is set: no more miss than without, and it is given up as soon."""
+    alone = replace(STEP, phases=((1800.0, 0.1), (600.0, 20.0), (3600.0, 0.0)), scored_from=1830.0)
+    played, stepped = play(alone), play(replace(alone, clock=((1980.0, step),)))
+
+    assert stepped.outcome.hit_rate >= played.outcome.hit_rate - 0.01
+    assert stepped.mean_target(4200.0, alone.span) < 0.5
+
+
 @pytest.mark.parametrize("most", [0, 1])
 def test_pool_of_none_or_one_is_sized(most: int) -> None:
     """A maximum of 0 or 1 beside a claim a second: it stays at that."""
