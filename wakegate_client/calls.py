@@ -151,9 +151,9 @@ def write_file(session: str, path: str, content: Any) -> Call[dict[str, Any]]:
     return in_sandbox("PUT", session, file_path(path), content=content, slow=True)
 
 
-def runtimes() -> Call[list[Runtime]]:
-    """GET /v1/runtimes."""
-    return Call("GET", "/v1/runtimes", _of(list[Runtime], "runtimes"))
+def runtimes(params: Mapping[str, Any] | None = None) -> Call[list[Runtime]]:
+    """GET /v1/runtimes; `runtime`: only that, `manifest`: with it, for who runs the gateway."""
+    return Call("GET", "/v1/runtimes", _of(list[Runtime], "runtimes"), params=params or {})
 
 
 def autoscaler() -> Call[dict[str, Any]]:

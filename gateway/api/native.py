@@ -25,11 +25,12 @@ from gateway.api.resources import read_resources, resources_document
 from gateway.api.session_list import Position, cursor_at, cursor_of, list_sessions, read_cursor
 from gateway.api.session_search import read_query, search_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
-from gateway.core.errors import BadRequestError, without_host_paths
-from gateway.core.identity import current
+from gateway.core.errors import BadRequestError, PermissionDeniedError, without_host_paths
+from gateway.core.identity import Permission, current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import DEFAULT_TENANT, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
+from gateway.runtimes.shown import shown_manifest
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
 from gateway.sessions.resizing import Resizing
@@ -203,11 +204,23 @@ class NativeAPI:
             headers["x-wakegate-restored"] = opened.restored
         return JSON(session_document(opened.session), headers=headers)
 
-    async def _runtimes(self, _: Request) -> Response:
+    async def _runtimes(self, request: Request) -> Response:
+        query = request.query_params
+        if unknown := sorted(query.keys() - {"runtime", "manifest"}):
+            raise BadRequestError(f"{unknown[0][:64]}: unknown parameter; expected runtime or manifest")
+        named = read_runtime(query["runtime"]) if "runtime" in query else None
+        manifest = query.get("manifest", "false")
+        if manifest not in ("true", "false"):
+            raise BadRequestError(f"manifest: expected true or false, got {manifest[:64]!r}")
+        # Of who runs the gateway: it names its folders, and masks are no proof that nothing is left.
+        if manifest == "true" and not current().may(Permission.READ_POOLS):
+            raise PermissionDeniedError(f"the role {current().role} sees no manifests; an admin or an operator does")
         runtimes = [
             runtime_document(each, await self._provider.status(each.key))
+            | ({"manifest": shown_manifest(each.manifest) or None} if manifest == "true" else {})
             for each in self._catalog.all()
             if current().sees_runtime(each)
+            and (named is None or (each.key.namespace, each.key.name) == (named.namespace, named.name))
         ]
         return JSON({"runtimes": runtimes})
 

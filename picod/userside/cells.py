@@ -4,6 +4,7 @@
 - An error keeps its name and text where ipykernel would lose them: when the repr of the last expression fails, or the
   error itself cannot be printed. Tracebacks that are shown without ending the cell go to standard error.
 - Text for a pager (`obj?`, `%psource`) is printed, as a context has none.
+- Text that is no Unicode (a lone surrogate, as of file names that are no UTF-8) is shown as its escape.
 - `asyncio.run`, `Runner.run` and `loop.run_until_complete` work, though the kernel's own loop runs.
 - A figure is sent once, also when it is the last expression and still open; `plt.show()` sends figures of the file
   backends (Agg) too.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ def install(app: Any, *, before_each: Callable[[], None]) -> None:
     _show_figures_once(app.shell)
     sys.meta_path.insert(0, _AfterMatplotlib())
     _report_errors(app.kernel, _ShownErrors(app.shell), before_each)
+    _send_any_text(app.session)
 
 
 # The end of a cell.
@@ -141,6 +144,27 @@ def _report_errors(kernel: Any, shown: _ShownErrors, before_each: Callable[[], N
         return reply
 
     kernel.do_execute = execute
+
+
+def _send_any_text(session: Any) -> None:
+    """Encode each message whatever a repr or an error's text contains.
+
+    jupyter_client's encoder raises for a lone surrogate: `raise ValueError(name)` of a file whose name is no UTF-8 had
+    no reply, and the run lasted until its timeout. It also warns in the cell's output of every value that is no JSON.
+    """
+    from jupyter_client.jsonutil import json_clean, json_default
+
+    def pack(content: Any) -> bytes:
+        try:
+            text = json.dumps(content, default=json_default, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):  # NaN, keys that are no text, objects that are no JSON
+            text = json.dumps(json_clean(content), default=repr, ensure_ascii=False, skipkeys=True)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            return "".join(f"\\\\u{ord(each):04x}" if "\ud800" <= each <= "\udfff" else each for each in text).encode()
+
+    session.pack = pack
 
 
 # Text for a pager.

@@ -559,6 +559,23 @@ async def test_ended_session_leaves_no_advice_behind(open_gateway: OpenScripted)
         assert advisor.advice(session) is None
 
 
+async def test_manifests_are_shown_masked_where_they_are_asked_for(open_gateway: OpenScripted) -> None:
+    """By name or all; unknown words are refused."""
+    manifest = {"kind": "CodeInterpreter", "spec": {"env": [{"name": "API_KEY", "value": "hunter2"}]}}
+    gateway, _ = await open_gateway(runtimes=[replace(default_runtime(0), manifest=manifest)])
+    async with client_of(gateway) as client:
+
+        async def asked(**query: str) -> Any:
+            return (await client.get("/v1/runtimes", params=query)).json()
+
+        assert "manifest" not in (await asked())["runtimes"][0]
+        (shown,) = (await asked(runtime="default/my-interpreter", manifest="true"))["runtimes"]
+        assert shown["manifest"]["spec"] == {"env": [{"name": "API_KEY", "value": "***"}]}
+        assert (await asked(runtime="other/none"))["runtimes"] == []
+        assert (await asked(manifest="yes"))["error"].startswith("manifest: expected true or false")
+        assert (await asked(manifests="true"))["error"].startswith("manifests: unknown parameter")
+
+
 async def test_failure_of_a_pool_is_shown_without_paths_of_the_host(
     open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,11 @@ def test_admin_makes_lists_and_ends_keys_at_a_gateway_elsewhere(
         assert made not in wakegate("ls")
         monkeypatch.setenv("WAKEGATE_API_KEY", made)
         assert "may not" in wakegate("ls", status=5) or "role" in wakegate("ls", status=5)
+        assert remote.run(["runtimes", "get", "my-interpreter", "--manifest"]) == 5
+        assert "an admin or an operator does" in capsys.readouterr().err
         monkeypatch.setenv("WAKEGATE_API_KEY", admin)
+        assert remote.run(["runtimes", "get", "my-interpreter", "--manifest"]) == 0
+        assert "manifest: null" in capsys.readouterr().out
         rotated = wakegate("rotate", shown["id"], "--overlap", "1h", "--format", "e2b").strip()
         for key in (made, rotated):
             assert server.client.get("/v1/caller", headers={"authorization": f"Bearer {key}"}).status_code == 200

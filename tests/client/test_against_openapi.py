@@ -31,7 +31,7 @@ CALLS: dict[str, Call[Any]] = {
     "run_code": calls.run_code("s", "1", {"language": "python"}),
     "read_file": calls.read_file("s", "x"),
     "write_file": calls.write_file("s", "x", b""),
-    "runtimes": calls.runtimes(),
+    "runtimes": calls.runtimes({"runtime": "x", "manifest": "true"}),
     "autoscaler": calls.autoscaler(),
     "usage": calls.usage({"from": "0", "to": "1", "group_by": "tenant", "tenant": "x"}),
     "caller": calls.caller(),

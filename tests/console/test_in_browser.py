@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from tests.support.browser import axe, chromium, find_browser
+from tests.support.redis_server import free_port
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
@@ -221,7 +223,8 @@ def test_person_reads_runtimes_usage_tenants_and_runs_an_example(server: Server)
     """Each page by its link; a limit is set; usage is saved as a file; an operation of the reference is sent."""
     with page_of(server.url) as page:
         page.click("nav >> text=Runtimes")
-        page.wait_for_selector("td:has-text('default/my-interpreter')")
+        page.click("td >> text=default/my-interpreter")
+        page.wait_for_selector("#manifest:has-text('built in')")
         check_accessible(page, "runtimes")
         page.click("nav >> text=Usage")
         page.wait_for_selector("p:has-text('From ')")
@@ -338,6 +341,71 @@ def manage_keys(page: Any) -> None:
     page.wait_for_selector("tr:has-text('of a test')", state="detached")
     page.click("nav >> text=Sessions")
     page.wait_for_selector("#search")
+
+
+MANIFEST = """
+kind: CodeInterpreter
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+metadata: {name: shown}
+spec:
+  warmPoolSize: 0
+  template:
+    image: none
+    environment: [{name: API_KEY, value: hunter2}, {name: LEVEL, value: debug}]
+"""
+
+
+def test_page_outlives_the_gateway_and_notices_the_end_of_its_key(tmp_path: Path) -> None:
+    """A manifest without its key; an address that is no text; a restart, which is said; a key that is revoked."""
+    find_browser()
+    (tmp_path / "shown.yaml").write_text(MANIFEST)
+    state, port = tmp_path / "state", free_port()
+    flags = ("--warm-pool", "0", "--auth", "--runtime", str(tmp_path / "shown.yaml"))
+
+    def keys(*words: str) -> str:
+        command = [sys.executable, "-m", "gateway", "keys", *words, "--state-dir", str(state)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+    key = keys("create", "--role", "admin")
+    with chromium() as context:
+        page = context.new_page()
+        page.set_default_timeout(LIMIT_MS)
+        with serve(state, *flags, port=port) as server:
+            page.goto(server.url + "/#/runtimes")
+            page.fill("#key", key)
+            page.click("button:has-text('Log in')")
+            page.click("button:has-text('default/shown')")
+            page.wait_for_selector("#manifest pre:has-text('LEVEL')")
+            shown = page.inner_text("#manifest pre")
+            assert ("hunter2" in shown, '"***"' in shown, '"debug"' in shown) == (False, True, True)
+            check_accessible(page, "a manifest")
+            page.goto(server.url + "/#/session/%E0%A4%A")
+            page.wait_for_selector("h1:has-text('That did not work')")
+            page.goto(server.url + "/#/sessions")
+            page.wait_for_selector("td.empty")
+            server.kill()
+            page.wait_for_selector("#offline:has-text('does not answer')")
+        with serve(state, *flags, port=port) as server:
+            page.wait_for_selector("#offline", state="hidden")
+            made = httpx.post(server.url + "/v1/sessions", json={}, headers={"x-api-key": key}).json()["id"]
+            page.wait_for_selector(f"#s-{made}")
+            keys("revoke", keys("ls", "-o", "name"))
+            page.click("nav >> text=Overview")
+            page.wait_for_selector("[role=alert]:has-text('Your session has ended')")
+            assert page.locator("nav a").count() == 0
+
+
+def test_folder_of_many_files_says_what_is_left_out(server: Server) -> None:
+    """The first two thousand are shown, and how many there are; a name of 255 bytes is whole."""
+    session = server.session()
+    long = "n" * 255
+    server.run(session, f"mkdir many; cd many; seq 2500 | xargs touch; touch 0{long[1:]}")
+    with page_of(f"{server.url}/#/session/{session}") as page:
+        page.wait_for_selector("#terminal-state:has-text('connected')")
+        page.click("#tab-files")
+        page.click("button:has-text('many/')")
+        page.wait_for_selector("p:has-text('The first 2000 of 2501.')")
+        page.wait_for_selector(f"button:has-text('0{long[1:]}')")
 
 
 @pytest.mark.parametrize(("role", "sees"), [("admin", True), ("operator", True), ("member", False), ("viewer", False)])

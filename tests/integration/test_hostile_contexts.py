@@ -128,6 +128,10 @@ KEPT = [  # code that does its worst and keeps its context, what its caller is t
     ("input('name? ')", "StdinNotImplementedError"),
     ("raise MemoryError", "MemoryError"),
     ("print('\\ud800')", "UnicodeEncodeError"),
+    ("raise ValueError('\\ud800 \\udcff')", "ValueError"),
+    ("raise ValueError(float('nan'), {(1,): '\\ud800'})", "ValueError"),
+    ("from IPython.display import HTML; display(HTML('\\ud800'), {'text/plain': '\\udcff'}, raw=False)", None),
+    ("display({'text/plain': '\\udcff', ('a',): float('nan'), 'application/json': {1: {2, 3}}}, raw=True)", None),
     ("import os\nfor fd in 0, 1, 2: os.close(fd)", None),
     ("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('late'))).start()", None),
 ]  # fmt: skip

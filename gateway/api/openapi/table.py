@@ -71,8 +71,11 @@ NATIVE: Mapping[str, Operation] = {
                   "it, the newest first.", ok("SessionAudit"), (
         Parameter("limit", "How many lines; 100 if absent.", {"type": "integer", "minimum": 1, "maximum": 500}),)),
     "list_runtimes":
-        Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", ok("Runtimes"),
-                  sandbox=False),
+        Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", ok("Runtimes"), (
+        Parameter("runtime", "Only this one.", RUNTIME_NAME),
+        Parameter("manifest", "With their manifests, credentials masked; for admins and operators.",
+                  {"type": "boolean"}),
+    ), sandbox=False),
     "explain_autoscaler":
         Operation("GET", "/v1/autoscaler", "runtimes", "Explain the size of each warm pool.",
               {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),

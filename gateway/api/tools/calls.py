@@ -133,23 +133,27 @@ def _chat(item: Mapping[str, Any], param: str) -> Call:
     function = item.get("function")
     if not isinstance(function, dict):
         raise ParamError(f"{param}.function", "expected an object with name and arguments")
-    name = _text(function, "name", f"{param}.function")
-    return _with_arguments(call_id, name, function.get("arguments"), f"{param}.function")
+    return _with_arguments(call_id, function.get("name"), function.get("arguments"), f"{param}.function")
 
 
 def _responses(item: Mapping[str, Any], param: str) -> Call:
-    return _with_arguments(_id(item, "call_id", param), _text(item, "name", param), item.get("arguments"), param)
+    return _with_arguments(_id(item, "call_id", param), item.get("name"), item.get("arguments"), param)
 
 
 def _anthropic(item: Mapping[str, Any], param: str) -> Call:
-    return _with_arguments(_id(item, "id", param), _text(item, "name", param), item.get("input"), param)
+    return _with_arguments(_id(item, "id", param), item.get("name"), item.get("input"), param)
 
 
 _READERS = {Shape.CHAT: _chat, Shape.RESPONSES: _responses, Shape.ANTHROPIC: _anthropic}
 
 
-def _with_arguments(call_id: str, name: str, arguments: Any, param: str) -> Call:
+def _with_arguments(call_id: str, named: Any, arguments: Any, param: str) -> Call:
     """Make a call from arguments that are an object, its JSON text, or absent: models differ in this."""
+    name = _name(named)
+    if not name:
+        # The model's mistake as well: the other calls of its message run.
+        problem = failure("unknown_tool", f"the call names no tool; expected a name of 1 to {MAX_ID_CHARS} characters")
+        return Call(call_id, "", {}, problem)
     if isinstance(arguments, str):
         if (
             len(arguments) > MAX_ARGUMENTS_BYTES
@@ -178,8 +182,12 @@ def _with_arguments(call_id: str, name: str, arguments: Any, param: str) -> Call
 def _parse_arguments(text: str) -> Any:
     """Decode a model's JSON text; None if it is empty. Raises ValueError.
 
-    Two common mistakes are accepted: raw line breaks inside strings, which JSON forbids, and text encoded twice.
+    Common mistakes are accepted: raw line breaks inside strings, which JSON forbids, text encoded twice, a byte order
+    mark, and the fence that Markdown has around code.
     """
+    text = text.removeprefix("\ufeff").strip()
+    if text.startswith("```") and text.endswith("```") and "\n" in text:
+        text = text.partition("\n")[2].removesuffix("```")
     if not text.strip():
         return None  # some models send this for a function without arguments
     value = loads_leniently(text)
@@ -219,8 +227,14 @@ def _id(holder: Mapping[str, Any], key: str, param: str) -> str:
 
 
 def _text(holder: Mapping[str, Any], key: str, param: str) -> str:
-    """A name or an id. Unpaired surrogates become U+FFFD, since the answer repeats it and could not be encoded."""
-    value = holder.get(key)
-    if not isinstance(value, str) or not value or len(value) > MAX_ID_CHARS:
+    """An id, which the answer needs: without it a client could not tell whose it is. Raises ParamError."""
+    if not (value := _name(holder.get(key))):
         raise ParamError(f"{param}.{key}", f"expected text of 1 to {MAX_ID_CHARS} characters")
+    return value
+
+
+def _name(value: Any) -> str:
+    """A name or an id, or "" for what is none. Unpaired surrogates become U+FFFD, since answers could not have them."""
+    if not isinstance(value, str) or len(value) > MAX_ID_CHARS:
+        return ""
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -49,7 +49,7 @@ class Fitted:
 
 
 async def fit(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> Fitted:
-    """Scale a picture to both limits. One that fits already is returned unchanged, after reading its header."""
+    """Scale a picture to both limits. One that fits already is returned unchanged, if it can be read."""
     if len(data) > MAX_SOURCE_BYTES:
         return Fitted(None, f"it is larger than {MAX_SOURCE_BYTES >> 20} MiB")
     async with _decoding:
@@ -68,6 +68,9 @@ def fit_now(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> Fit
                 if width * height > MAX_PIXELS:
                     return Fitted(None, f"{width} x {height} pixels are more than {MAX_PIXELS // 1_000_000} million")
                 if max(width, height) <= max_side and _base64_size(data) <= max_base64_bytes:
+                    # Decoded all the same: a model's provider refuses the whole conversation for a picture that breaks
+                    # off behind its head.
+                    picture.load()
                     return Fitted(Image(mime, base64.b64encode(data).decode()))
                 picture.draft("RGB", (max_side, max_side))  # JPEG only: decodes at about that size, which saves time
                 return _scaled(picture, (width, height), max_side, max_base64_bytes)

@@ -11,6 +11,7 @@ import typer
 from gateway.cli.remote.connection import complete_runtime, over_api
 from gateway.cli.remote.screen import Format, Output, show
 from wakegate_client import APIError, Client
+from wakegate_client.calls import runtimes
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,10 +50,13 @@ def ls(gateway: Client, output: Output = Format.TABLE) -> None:
 def get(
     gateway: Client,
     runtime: Annotated[str, typer.Argument(metavar="RUNTIME", autocompletion=complete_runtime, show_default=False)],
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Its manifest too, credentials masked; for admins and operators.")
+    ] = False,
     output: Output = Format.YAML,
 ) -> None:
     """Show a runtime with its pool: NAME, or NAMESPACE/NAME."""
-    for each in gateway.runtimes():
+    for each in gateway.send(runtimes({"manifest": "true"} if manifest else {})):
         if runtime in (each["name"], _name(each)):
             show([each], _COLUMNS, output, name=_name, one=True)
             return

@@ -21,6 +21,8 @@ export async function request(method, url, { body, session, headers, raw, signal
   const reply = await fetch(url, { method, body, headers: fields, signal, redirect: "error", cache: "no-store" });
   if (!reply.ok) {
     const text = (await reply.text()).slice(0, 2000);
+    // A key that was revoked, or has ended: whoever looks has to log in again (app.js).
+    if (reply.status === 401) window.dispatchEvent(new Event("wakegate-unknown"));
     let document = {};
     try { document = JSON.parse(text); } catch { /* no JSON: the text is the message */ }
     throw new Refused(reply.status, document.code, String(document.error || document.message || text || reply.status));
@@ -45,12 +47,14 @@ export async function logout() {
 }
 
 // Server-sent events over fetch, since EventSource sends no Authorization. Goes on after the last id, until aborted.
-export async function follow(url, onEvent, signal) {
+// `onAnswer` is told whether the gateway answers.
+export async function follow(url, onEvent, onAnswer, signal) {
   let last = "";
   while (!signal.aborted) {
     try {
       const headers = { accept: "text/event-stream", ...(last ? { "last-event-id": last } : {}) };
       const reply = await request("GET", url, { headers, raw: true, signal });
+      onAnswer(true);
       for await (const event of events(reply)) {
         if (event.id) last = event.id;
         onEvent(event);
@@ -58,6 +62,7 @@ export async function follow(url, onEvent, signal) {
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Refused && error.status < 500 && error.status !== 429) return;
+      onAnswer(false);
     }
     await new Promise((done) => setTimeout(done, 2000));
   }

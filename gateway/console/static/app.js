@@ -18,6 +18,8 @@ const PAGES = [["overview", "Overview", overview], ["sessions", "Sessions", sess
   ["runtimes", "Runtimes", runtimes], ["agents", "Agents", agents], ["usage", "Usage", usage], ["tenants", "Tenants", tenants], ["keys", "Keys", keys, ["admin"]],
   ["api", "API", reference]];
 const main = document.getElementById("main");
+const offline = h("p", { id: "offline", class: "error", role: "status", hidden: true }, "The gateway does not answer. Trying again…");
+main.before(offline);
 const listeners = new Set();
 let caller = null;
 let leave = () => {};
@@ -41,15 +43,15 @@ async function start() {
     anonymous ? "" : h("button", { onclick: async () => { await logout(); location.reload(); } }, "Log out"));
   stream?.abort();
   stream = new AbortController();
-  follow("/v1/events", (event) => listeners.forEach((each) => each(event)), stream.signal);
+  follow("/v1/events", (event) => listeners.forEach((each) => each(event)), (answers) => { offline.hidden = answers; }, stream.signal);
   show();
 }
 
-function askForKey() {
+function askForKey(why = "") {
   replace(document.getElementById("nav"));
   replace(document.getElementById("who"));
   const key = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
-  const problem = h("p", { class: "error", role: "alert" });
+  const problem = h("p", { class: "error", role: "alert" }, why);
   const form = h("form", { class: "login" }, h("h1", {}, "Log in"),
     h("label", { for: "key" }, "API key"), key, h("button", { class: "main", type: "submit" }, "Log in"), problem,
     h("p", { class: "dim" }, "The key goes into a cookie that no page can read. `wakegate keys create` makes one."));
@@ -61,8 +63,11 @@ function askForKey() {
   key.focus();
 }
 
+// An address that somebody has cut or mistyped is a page that there is not, and no empty one.
+const decoded = (part) => { try { return decodeURIComponent(part); } catch { return part; } };
+
 async function show() {
-  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
   const page = PAGES.find((each) => each[0] === name) || (name === "session" ? null : PAGES[0]);
   replace(document.getElementById("nav"), PAGES.filter((each) => !each[3] || each[3].includes(caller.role)).map(([key, title]) =>
     h("a", { href: "#/" + key, "aria-current": (page ? page[0] : "sessions") === key ? "page" : null }, title)));
@@ -83,6 +88,14 @@ async function show() {
 window.addEventListener("hashchange", () => { if (caller) { show(); main.focus(); } });
 window.addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof Refused) { event.preventDefault(); say(event.reason.message); }
+});
+window.addEventListener("wakegate-unknown", () => {
+  if (!caller || caller.subject === "anonymous") return; // before the login a 401 is a wrong key's
+  caller = null;
+  stream.abort();
+  leave();
+  offline.hidden = true;
+  askForKey("Your session has ended: the key was revoked or is too old. Log in again.");
 });
 setInterval(renew, 5000);
 start();

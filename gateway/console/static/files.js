@@ -3,7 +3,8 @@
 import { filePath, get, request } from "./api.js";
 import { h, replace, say, shown, size, table, when } from "./dom.js";
 
-const VIEW = 256 << 10;
+const VIEW = 256 << 10, MOST = 2000;
+const DOWNLOAD = 512 << 20; // a page holds the whole in memory
 
 export async function files(place, { id, signal }) {
   let folder = "";
@@ -17,11 +18,11 @@ export async function files(place, { id, signal }) {
     const found = await get("/api/files?path=" + encodeURIComponent(folder || "."), { session: id, signal });
     where.textContent = "/workspace/" + shown(folder);
     const up = folder ? [h("tr", {}, h("td", {}, h("button", { onclick: () => open(folder.split("/").slice(0, -1).join("/")) }, ".."), h("td"), h("td"), h("td")))] : [];
-    const rows = found.files.slice(0, 2000).map((each) => h("tr", {},
+    const rows = found.files.slice(0, MOST).map((each) => h("tr", {},
       h("td", { class: "mono" }, h("button", { disabled: Boolean(each.name_encoded), onclick: () => (each.is_dir ? open(join(each.name)) : show(each)) }, each.name + (each.is_dir ? "/" : ""))),
       h("td", {}, each.is_dir ? "" : size(each.size)), h("td", {}, when(each.modified)),
-      h("td", {}, each.is_dir || each.name_encoded ? "" : h("button", { "aria-label": "Download " + shown(each.name), onclick: () => download(each.name) }, "Download"))));
-    replace(list, table(["Name", "Size", "Changed", "Actions"], [...up, ...rows], "Files"), rows.length ? "" : h("p", { class: "empty" }, "No files in this folder yet."));
+      h("td", {}, each.is_dir || each.name_encoded ? "" : h("button", { "aria-label": "Download " + shown(each.name), onclick: () => download(each).catch((error) => say(error.message)) }, "Download"))));
+    replace(list, table(["Name", "Size", "Changed", "Actions"], [...up, ...rows], "Files"), found.files.length > MOST ? h("p", { class: "dim" }, `The first ${MOST} of ${found.files.length}.`) : rows.length ? "" : h("p", { class: "empty" }, "No files in this folder yet."));
   }
   const open = (to) => { folder = to; replace(view); load().catch((error) => say(error.message)); };
 
@@ -34,7 +35,8 @@ export async function files(place, { id, signal }) {
       : h("pre", { tabindex: "0" }, new TextDecoder().decode(bytes) + (file.size > VIEW ? "\n… the rest is left out" : "")));
   }
   // As a download with a type of our own: nothing that a sandbox wrote is ever opened as a page.
-  async function download(name) {
+  async function download({ name, size: bytes }) {
+    if (bytes > DOWNLOAD) { say(`Larger than ${size(DOWNLOAD)}: wakegate cp ${id}:${join(name)} . brings it.`); return; }
     const reply = await request("GET", filePath(join(name)), { session: id, raw: true });
     const url = URL.createObjectURL(new Blob([await reply.arrayBuffer()], { type: "application/octet-stream" }));
     h("a", { href: url, download: name.replace(/[^\w .-]/g, "_") }).click();

@@ -36,13 +36,18 @@ export async function overview(place, { caller, signal, onEvent }) {
     table(["When", "What", "Session or pool", "Details"], [], "Lately"));
   place.querySelector("tbody").replaceWith(recent);
   const metrics = ["admin", "operator"].includes(caller.role);
-  let before = null;
+  let before = null, states = null, recount = 0;
 
   async function look() {
     const [runtimes, usage, text] = await Promise.all([
       get("/v1/runtimes", { signal }), get("/v1/usage?group_by=tenant", { signal }),
       metrics ? get("/metrics", { raw: true, signal }).then((reply) => reply.text()) : ""]);
-    const states = await countStates(signal);
+    if (performance.now() >= recount) {
+      const counted = await countStates(signal);
+      states = counted.counts;
+      // Each page of a thousand costs the gateway 60 ms: with many sessions they are counted once a minute.
+      recount = performance.now() + (counted.pages > 1 ? 60000 : 0);
+    }
     const now = { at: performance.now(), ...readMetrics(text) };
     const used = usage.usage.reduce((all, row) => { for (const key in row) if (typeof row[key] === "number") all[key] = (all[key] || 0) + row[key]; return all; }, {});
     const pool = (key) => runtimes.runtimes.reduce((sum, each) => sum + each.pool[key], 0);
@@ -98,5 +103,5 @@ async function countStates(signal) {
     after = page.next; pages += 1;
   } while (after && pages < 10);
   if (after) for (const key in counts) counts[key] += "+";
-  return counts;
+  return { counts, pages };
 }

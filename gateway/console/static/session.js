@@ -81,7 +81,8 @@ export async function session(place, frame) {
   const timer = setInterval(() => { if (!window.document.hidden) measure().catch(() => {}); }, 5000);
   signal.addEventListener("abort", () => clearInterval(timer));
   measure().catch(() => {});
-  const stop = onEvent((event) => { if (event.data?.session === id) refresh().catch(() => {}); });
+  // `reset` and `lost`: some events were missed, as while the gateway was started again.
+  const stop = onEvent((event) => { if (event.data?.session === id || ["reset", "lost"].includes(event.name)) refresh().catch(() => {}); });
   signal.addEventListener("abort", () => { stop(); opened?.abort(); });
   const first = offered.find(([name]) => name === (document.state === "active" ? offered[0][0] : "history")) || offered[0];
   select(first[0], first[2]);

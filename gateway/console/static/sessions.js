@@ -73,7 +73,7 @@ export async function sessions(place, { caller, signal, onEvent }) {
   // One look for all events of a second.
   let timer = 0;
   const stop = onEvent((event) => {
-    if (!event.data?.session) return;
+    if (!event.data?.session && !["reset", "lost"].includes(event.name)) return;
     clearTimeout(timer);
     timer = setTimeout(() => load().catch(() => {}), 1000);
   });

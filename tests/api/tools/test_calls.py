@@ -72,10 +72,18 @@ def test_calls_without_arguments_have_none(function: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"code": "a\nb"}, '{"code": "a\nb"}', '{"code": "a\\nb"}', orjson.dumps('{"code": "a\\nb"}').decode()],
+    [
+        {"code": "a\nb"},
+        '{"code": "a\nb"}',
+        '{"code": "a\\nb"}',
+        orjson.dumps('{"code": "a\\nb"}').decode(),
+        '\ufeff{"code": "a\\nb"}',
+        '```json\n{"code": "a\\nb"}\n```',
+        '\n```\n{"code": "a\nb"}```\n',
+    ],
 )
 def test_calls_arguments_whose_meaning_is_plain_are_taken(arguments: Any) -> None:
-    """An object, raw line breaks within strings, JSON within JSON."""
+    """An object, raw line breaks within strings, JSON within JSON, a byte order mark, Markdown's fence."""
     asked = parse_tool_calls([{"id": "c1", "function": {"name": "run_python", "arguments": arguments}}]).calls[0]
     assert (asked.arguments, asked.problem) == ({"code": "a\nb"}, None)
     asked = parse_tool_calls({"content": [{"type": "tool_use", "id": "c", "name": "x", "input": arguments}]}).calls[0]
@@ -98,6 +106,21 @@ def test_calls_with_an_unpaired_surrogate_do_not_fail_the_others() -> None:
     assert broken.problem is not None
     assert orjson.loads(orjson.dumps(broken.id)) == "a\ufffd"
     assert whole.problem is None
+
+
+@pytest.mark.parametrize("name", [None, "", 5, "x" * 300, {}])
+def test_call_that_names_no_tool_does_not_fail_the_others(name: Any) -> None:
+    """Models send empty names too; in each form the answer is for that call alone."""
+    for broken in (
+        {"id": "a", "type": "function", "function": {"name": name, "arguments": "{}"}},
+        {"call_id": "a", "type": "function_call", "name": name, "arguments": "{}"},
+        {"id": "a", "type": "tool_use", "name": name, "input": {}},
+    ):
+        whole = {**broken, "function": {"name": "x"}} if "function" in broken else {**broken, "name": "x"}
+        refused, taken = parse_tool_calls([broken, whole]).calls
+        assert refused.problem is not None
+        assert refused.problem.text.startswith("Error (unknown_tool): the call names no tool")
+        assert (taken.name, taken.problem) == ("x", None)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_picture_is_made_as_small_as_its_receiver_asks(mode: str, most: int) -> 
     assert len(fitted.image.data) <= most
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_picture_that_breaks_off_is_not_sent(kind: str) -> None:
+    """Its head is well, and it is small enough: a model's provider would refuse the whole conversation for it."""
+    data = encoded((300, 300), kind, noise=True)
+    assert fit_now(data, f"image/{kind.lower()}", 1568, 5_000_000).image is not None
+    fitted = fit_now(data[: len(data) // 2], f"image/{kind.lower()}", 1568, 5_000_000)
+    assert fitted.image is None
+    assert fitted.note.startswith(f"it cannot be read as image/{kind.lower()}")
+
+
 def bomb(width: int, height: int) -> bytes:
     """A small PNG whose head promises many pixels."""
 

@@ -141,7 +141,12 @@ SESSIONS: dict[str, Schema] = {
     ),
     "Status": obj("status", status=TEXT),
     "NotReady": obj("status", status=TEXT, reasons=array_of(TEXT), error=TEXT),
-    "Runtimes": obj("runtimes", runtimes=array_of(obj("namespace name kind pool", pool={"type": "object"}))),
+    "Runtimes": obj(
+        "runtimes",
+        runtimes=array_of(
+            obj("namespace name kind pool", pool={"type": "object"}, manifest={"type": ["object", "null"]}),
+        ),
+    ),
     "NewSandbox": obj("namespace name", namespace=TEXT, name=TEXT, ttl=DURATION, metadata=METADATA),
     "Sandbox": obj(
         "kind sessionId sandboxId sandboxName entryPoints",
