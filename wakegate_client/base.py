@@ -45,6 +45,8 @@ class Base:
         return f"{self.url}{calls.of_session(session)}/ports/{port}/{path}"
 
     def _failed(self, error: httpx.HTTPError) -> UnreachableError:
+        if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
+            return UnreachableError(f"{self.url}: the answer broke off: {error or type(error).__name__}")
         return UnreachableError(f"{self.url}: {error or type(error).__name__}")
 
     @staticmethod

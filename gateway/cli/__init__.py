@@ -27,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
     _mend_streams()
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # while modules are imported, half a second in which people notice a wrong word
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] == "help":  # as git, go and docker take it
         words = argv = [*words[1:], "--help"]

@@ -7,7 +7,7 @@ from operator import itemgetter
 import pytest
 from rich.console import Console
 
-from gateway.cli.remote.screen import span, table_of
+from gateway.cli.remote.screen import print_table, span, table_of
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_short_cells_are_shown_whole_beside_a_long_one(monkeypatch: pytest.Monke
     assert line.split()[:3] == ["code-interpreters/default/interpreter", "fixed", "2"]
     assert len(line.rstrip()) <= 80
     assert line.rstrip().endswith("…")
+
+
+def test_terminal_narrower_than_the_titles_shows_the_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which it wraps; a table would have columns without anything in them."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    row = {"ID": "607597ec-f6d3-43a8-b369-345041f9ba1a", "STATE": "active", "RUNTIME": "default/x", "LAST USE": "3s"}
+    columns = {name: itemgetter(name) for name in row}
+    for width, whole in ((20, True), (100, True), (40, False)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table([row], columns)
+        shown = capsys.readouterr().out
+        assert all(cell in shown for cell in row.values()) is whole

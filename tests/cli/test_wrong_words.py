@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +120,46 @@ def test_help_and_flags_that_come_first_are_understood(at_home: Path, capsys: py
     with pytest.raises(SystemExit):
         main(["--url", "http://127.0.0.1:1", "ls"])
     assert "ls comes first, its flags behind it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "imported"), [("ls", b" typer"), ("serve", b" asyncio"), ("doctor", b" asyncio")])
+def test_interrupt_while_modules_are_imported_is_no_traceback(at_home: Path, command: str, imported: bytes) -> None:
+    """Half a second, on a busy machine several, in which a person notices a wrong word."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "gateway", command], stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, cwd=at_home, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stderr is not None
+    with process:
+        for line in process.stderr:
+            if imported in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert (process.returncode, b"Traceback" in rest) == (130, False), rest[-2000:]
+
+
+def test_answer_that_breaks_off_says_what_may_have_happened(
+    at_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that dies in the middle of an answer is told from one that is not there."""
+    with socket.create_server(("127.0.0.1", 0)) as dying:
+
+        def answer() -> None:
+            connection, _ = dying.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"ses\r\n')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("WAKEGATE_URL", f"http://127.0.0.1:{dying.getsockname()[1]}")
+        assert remote.run(["ls"]) == 3
+        thread.join(LIMIT)
+    said = capsys.readouterr().err
+    assert "the answer broke off" in said
+    assert "What it had begun it ends: `wakegate ls` shows what there is" in said
 
 
 def test_closed_and_full_streams_and_other_character_sets_cause_no_traceback(server: Server, at_home: Path) -> None:

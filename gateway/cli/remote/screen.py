@@ -99,7 +99,9 @@ def print_table(
 
     # No markup: [red] in a session's metadata is text.
     console = Console(soft_wrap=False, highlight=False, markup=False)
-    if not console.is_terminal:
+    # Narrower than its titles a table has columns without anything in them: the terminal wraps the lines instead.
+    least = sum(min(len(title), _LEAST) for title in columns) + _GAP * (len(columns) - 1)
+    if not console.is_terminal or console.width < least:
         print_plain_table(rows, columns)
     else:
         console.print(table_of(rows, columns))
