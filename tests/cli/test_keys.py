@@ -101,6 +101,9 @@ def test_admin_makes_lists_and_ends_keys_at_a_gateway_elsewhere(
         (shown,) = json.loads(wakegate("ls", "--tenant", "acme", "-o", "json"))
         assert (shown["name"], shown["role"]) == ("bot", "member")
         assert made not in wakegate("ls")
+        monkeypatch.setenv("WAKEGATE_API_KEY", "wk_wrong")
+        unknown = wakegate("ls", status=5)
+        assert unknown.startswith("wakegate: the API key or token is unknown, expired or revoked; `wakegate login`")
         monkeypatch.setenv("WAKEGATE_API_KEY", made)
         assert "may not" in wakegate("ls", status=5) or "role" in wakegate("ls", status=5)
         assert remote.run(["runtimes", "get", "my-interpreter", "--manifest"]) == 5

@@ -396,7 +396,7 @@ def test_page_outlives_the_gateway_and_notices_the_end_of_its_key(tmp_path: Path
 
 
 def test_folder_of_many_files_says_what_is_left_out(server: Server) -> None:
-    """The first two thousand are shown, and how many there are; a name of 255 bytes is whole."""
+    """How many there are is said, a table of more than a thousand rows is searched, a name of 255 bytes is whole."""
     session = server.session()
     long = "n" * 255
     server.run(session, f"mkdir many; cd many; seq 2500 | xargs touch; touch 0{long[1:]}")
@@ -405,6 +405,11 @@ def test_folder_of_many_files_says_what_is_left_out(server: Server) -> None:
         page.click("#tab-files")
         page.click("button:has-text('many/')")
         page.wait_for_selector("p:has-text('The first 2000 of 2501.')")
+        page.wait_for_selector("span:has-text('the first 1000 of 2001')")
+        assert page.locator("tbody tr").count() == 1000
+        page.fill("[aria-label='Search Files']", "0NNN")
+        page.wait_for_selector("span:has-text('1 of 2001')")
+        check_accessible(page, "many files")
         page.wait_for_selector(f"button:has-text('0{long[1:]}')")
 
 

@@ -46,7 +46,9 @@ def run(words: Sequence[str]) -> int:
         print("wakegate: nothing was done", file=sys.stderr)
         return REFUSED
     except APIError as error:
-        _say(_NOT_FOUND.sub(lambda found: f"there is no {_NOUNS[found[1]]} {found[2]}", str(error)), advice(error))
+        # What the API advises about its headers is for programs; `advice` has a person's words for the same.
+        said = str(error).partition("; send an API key as")[0]
+        _say(_NOT_FOUND.sub(lambda found: f"there is no {_NOUNS[found[1]]} {found[2]}", said), advice(error))
         return NOT_RUN if name in _PASSING_ON else _status_of(error)
     except UnreachableError as error:
         _say(str(error), advice_unreachable(str(error)))

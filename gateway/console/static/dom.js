@@ -23,10 +23,26 @@ export const shown = (value) => String(value)
 export const replace = (element, ...children) => { element.replaceChildren(...children.flat(Infinity)); return element; };
 export const card = (label, value, id) => h("div", { class: "card" }, h("b", { id }, value), h("span", {}, label));
 
+// Of ten thousand rows a browser shows a thousand in a moment, and all of them after many seconds: the others are
+// searched for. What was typed stays where a page draws its table anew.
+const MOST_ROWS = 1000, typed = new Map();
+
 export function table(titles, rows, label) {
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
-    h("table", {}, h("thead", {}, h("tr", {}, titles.map((each) => h("th", { scope: "col" }, each)))),
-      h("tbody", {}, rows)));
+  const body = h("tbody", {}, rows.length > MOST_ROWS ? [] : rows);
+  const shown = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    h("table", {}, h("thead", {}, h("tr", {}, titles.map((each) => h("th", { scope: "col" }, each)))), body));
+  if (rows.length <= MOST_ROWS) return shown;
+  const said = h("span", { class: "dim", role: "status" });
+  const search = h("input", { type: "search", size: 24, maxlength: 200, "aria-label": "Search " + label, value: typed.get(label) || "", oninput: () => draw() });
+  function draw() {
+    typed.set(label, search.value);
+    const words = search.value.toLowerCase().split(/\s+/).filter((each) => each);
+    const found = words.length ? rows.filter((each) => words.every((word) => each.textContent.toLowerCase().includes(word))) : rows;
+    body.replaceChildren(...found.slice(0, MOST_ROWS));
+    said.textContent = found.length > MOST_ROWS ? `the first ${MOST_ROWS} of ${found.length}` : `${found.length} of ${rows.length}`;
+  }
+  draw();
+  return h("div", {}, h("div", { class: "bar" }, search, said), shown);
 }
 
 // A label that stays beside its control, however narrow the page is.
