@@ -24,6 +24,7 @@ ROUTER = ROOT / "manifests" / "sandbox-router" / "access.yaml"
 CHART = ROOT / "manifests" / "helm" / "wakegate"
 HEAD = "# Made by scripts/helm_chart.py from manifests/overlays/production; change that one.\n"
 NAMESPACE, SANDBOXES = "wakegate", "wakegate-sandboxes"
+_OTHERS = ("kube-node-lease",)  # namespaces that every cluster has
 # What the chart computes, so that it is not among the values of `settings`.
 _COMPUTED = {
     "WAKEGATE_KUBE_GATEWAY_NAMESPACE": "{{ .Release.Namespace | quote }}",
@@ -183,7 +184,7 @@ def _placed(value: Any, templates: _Templates, key: str = "") -> Any:
         return {each: _placed(inner, templates, each) for each, inner in value.items()}
     if isinstance(value, list):
         return [_placed(each, templates) for each in value]
-    if key in ("namespace", "kubernetes.io/metadata.name"):
+    if key in ("namespace", "kubernetes.io/metadata.name") and value not in _OTHERS:
         return templates.mark("{{ .Release.Namespace }}" if value == NAMESPACE else "{{ .Values.sandboxes.namespace }}")
     return value
 

@@ -61,6 +61,7 @@ from gateway.core.interfaces import (
     SandboxProvider,
     SessionStore,
     SnapshotStore,
+    UnreachableWatcher,
     WorkspaceKeeper,
 )
 from gateway.core.model import Runtime
@@ -232,6 +233,7 @@ class Gateway:
             peers=self.peers,
             shared_provider=sessions.ownership.shared_provider,
             peer_tls=self._peer_tls,
+            on_silent=self.provider.suspect if isinstance(self.provider, UnreachableWatcher) else None,
         )
 
     def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:

@@ -27,10 +27,12 @@ class Use(Enum):
     SANDBOXES = "sandboxes"
     CLAIMS = "sandbox-claims"
     ROUTER = "sandbox-router"
+    NODES = "node-leases"  # kube-node-lease alone
 
 
-_SHOWN = {Use.CLAIMS: "rights to claims", Use.ROUTER: "rights of a router"}
+_SHOWN = {Use.CLAIMS: "rights to claims", Use.ROUTER: "rights of a router", Use.NODES: "rights to leases of nodes"}
 OLDEST = (1, 27)  # the oldest Kubernetes whose API has all that is used here in its stable form
+NODE_LEASES = "kube-node-lease"
 SANDBOX_POLICY = "wakegate-sandboxes"
 
 
@@ -66,6 +68,7 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
         for namespace in routed:
             yield await check_rights(api, namespace, Use.ROUTER)
         yield await check_rights(api, settings.kube_gateway_namespace, Use.GATEWAY)
+        yield await check_rights(api, NODE_LEASES, Use.NODES)
         for namespace in sorted({*namespaces, *routed, settings.kube_gateway_namespace}):
             uses = {Use.SANDBOXES: namespace in namespaces, Use.CLAIMS: namespace in namespaces and answers_claims}
             uses |= {Use.ROUTER: namespace in routed, Use.GATEWAY: namespace == settings.kube_gateway_namespace}
@@ -123,8 +126,10 @@ async def check_rights(api: Any, namespace: str, use: Use) -> Finding:
             if not (answer.get("status") or {}).get("allowed"):
                 missing.append(f"{verb} {right.resource}")
     if missing:
-        where = "manifests/base" if use is Use.GATEWAY else f"manifests/{use.value} with `namespace: {namespace}`"
-        return Finding(f"{what} in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
+        fixed = use in (Use.GATEWAY, Use.NODES)
+        where = f"manifests/{use.value}" if fixed else f"manifests/{use.value} with `namespace: {namespace}`"
+        detail = f"missing: {', '.join(missing)}"
+        return Finding(f"{what} in {namespace}", detail, f"kubectl apply -k {where}", fatal=use is not Use.NODES)
     return Finding(f"{what} in {namespace}", "all there")
 
 
@@ -136,6 +141,7 @@ def _wanted(use: Use) -> Sequence[Right]:
         Use.SANDBOXES: rights.SANDBOXES,
         Use.CLAIMS: rights.CLAIMS,
         Use.ROUTER: rights.ROUTER,
+        Use.NODES: rights.NODES,
     }[use]
 
 

@@ -69,6 +69,7 @@ class Activator:
         peers: PeerSigner,
         shared_provider: bool = False,
         peer_tls: Callable[[], ssl.SSLContext] = default_peer_context,
+        on_silent: Callable[[SandboxId], None] | None = None,
     ) -> None:
         self.routes: dict[SessionId, Route] = {}
         self.held = 0
@@ -87,6 +88,7 @@ class Activator:
             connect_timeout=connect_timeout,
             peers=peers,
             peer_tls=peer_tls,
+            on_silent=on_silent,
         )
         self._activity = activity
         self._clock = clock

@@ -23,7 +23,8 @@ class UpstreamPool:
     A process that is killed closes its listener after its connections, so a client that saw one break and tries again
     at once may still be accepted, to be cut off a second time. `probe` is a path that is answered at once and without
     effect; where there is one, it is asked for before the first request after a break. `tls`: what to dial with, for
-    gateways that listen with TLS; asked for each time, as certificates are renewed.
+    gateways that listen with TLS; asked for each time, as certificates are renewed. `on_silent` is called when no
+    connection could be made and none was refused.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class UpstreamPool:
         connect_timeout: float,
         probe: bytes = b"",
         tls: Callable[[], ssl.SSLContext] | None = None,
+        on_silent: Callable[[], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._probe_path = probe
         self.tls = tls
+        self._on_silent = on_silent
         self._suspect = False
         self.idle: list[UpstreamConnection] = []
         self.open = 0
@@ -113,16 +116,23 @@ class UpstreamPool:
             async with asyncio.timeout(self._connect_timeout):
                 await connecting
         except TimeoutError:
+            self._note_silent()
             raise UpstreamConnectError(
                 f"the sandbox did not accept a connection within {self._connect_timeout:g} s"
             ) from None
         except OSError as error:
             no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError | ConnectionResetError)
+            if not no_listener:
+                self._note_silent()
             raise UpstreamConnectError(
                 f"the sandbox cannot be reached: {error.strerror or error}", no_listener=no_listener
             ) from error
         self.open += 1
         return protocol
+
+    def _note_silent(self) -> None:
+        if self._on_silent is not None:
+            self._on_silent()
 
     def trim(self, now: float) -> None:
         """Close connections that have been idle for long. `now` in loop time."""

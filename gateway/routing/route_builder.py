@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Endpoint, Invocations, Kind, RuntimeKey, Sandbox, Session, StartKind
+from gateway.core.model import Endpoint, Invocations, Kind, RuntimeKey, Sandbox, SandboxId, Session, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.observability.traffic import SessionTraffic
@@ -23,7 +23,10 @@ from picod.wire import HEALTH_PATH
 
 
 class RouteBuilder:
-    """Makes routes to sandboxes and to other gateways. `peer_tls`: for gateways whose address is an https one."""
+    """Makes routes to sandboxes and to other gateways. `peer_tls`: for gateways whose address is an https one.
+
+    `on_silent` is told of each sandbox to which a connection could not be made and was not refused either.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class RouteBuilder:
         connect_timeout: float,
         peers: PeerSigner,
         peer_tls: Callable[[], ssl.SSLContext],
+        on_silent: Callable[[SandboxId], None] | None = None,
     ) -> None:
         self._catalog = catalog
         self._tokens = tokens
@@ -47,6 +51,7 @@ class RouteBuilder:
         self._connect_timeout = connect_timeout
         self._peers = peers
         self._peer_tls = peer_tls
+        self._on_silent = on_silent
         # An agent without routes is forgotten: they are created by strangers.
         self._agents: WeakValueDictionary[RuntimeKey, AgentRequests] = WeakValueDictionary()
 
@@ -60,7 +65,12 @@ class RouteBuilder:
         return make(
             session,
             sandbox,
-            UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, probe=probe),
+            UpstreamPool(
+                sandbox.endpoint,
+                connect_timeout=self._connect_timeout,
+                probe=probe,
+                on_silent=None if self._on_silent is None else partial(self._on_silent, sandbox.id),
+            ),
             self._activity.of(session.id, self._clock.now()),
             self._limits,
             self._counters.of(session.runtime),

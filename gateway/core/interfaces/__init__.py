@@ -14,6 +14,7 @@ from gateway.core.interfaces.engine import (
     RuntimeCatalog,
     SandboxProvider,
     SandboxResizer,
+    UnreachableWatcher,
 )
 from gateway.core.interfaces.keeper import SnapshotStore, WorkspaceKeeper
 from gateway.core.interfaces.routed import RoutedSandboxes
@@ -33,5 +34,6 @@ __all__ = [
     "SandboxResizer",
     "SessionStore",
     "SnapshotStore",
+    "UnreachableWatcher",
     "WorkspaceKeeper",
 ]

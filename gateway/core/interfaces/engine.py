@@ -117,6 +117,15 @@ class LossCounter(Protocol):
         ...
 
 
+@runtime_checkable
+class UnreachableWatcher(Protocol):
+    """An engine whose sandboxes may be lost with their machine, which a request may notice first."""
+
+    def suspect(self, sandbox_id: SandboxId) -> None:
+        """No connection to it could be made, and none was refused. Returns at once."""
+        ...
+
+
 class RuntimeCatalog(Protocol):
     """The runtimes that are served: fixed from files, or watched in a cluster."""
 

@@ -7,7 +7,7 @@ egress.py's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.core.model import Runtime, StartKind
@@ -72,6 +72,17 @@ def gang_notes(template: Object) -> dict[str, str]:
     others that nobody makes."""
     size = template["metadata"]["annotations"].get(names.TOGETHER)
     return {names.GANG: size} if size else {}
+
+
+def keep_off(spec: Object, nodes: Iterable[str]) -> None:
+    """Have the scheduler leave out nodes that it takes for ready. Changes a pod's spec."""
+    left_out = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in sorted(nodes)]
+    if not left_out:
+        return
+    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": [{}]})
+    for term in required["nodeSelectorTerms"]:  # of which one must hold
+        term["matchFields"] = [*term.get("matchFields", ()), *left_out]
 
 
 def make_cold_pod(runtime: Runtime, template: Object, name: str, session: str, claim: str) -> Object:

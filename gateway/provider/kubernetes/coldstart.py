@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
-from gateway.core.model import Kind, Runtime, RuntimeKey, SandboxId, SessionId
+from gateway.core.model import Kind, RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import ApiAwayError, KubeApi, KubeError, OutcomeUnknownError
@@ -50,7 +50,7 @@ class ColdStarts:
             raise RuntimeNotFoundError(f"{key} is no longer served")
         pod: Pod | None = None
         try:
-            pod = await self._create(pool.runtime, await self._template(pool), session, mark)
+            pod = await self._create(pool, await self._template(pool), session, mark)
             ready = await self._until_ready(pod)
         except BaseException as error:
             # Also when the claim was cancelled: nobody else knows of the pod. Shielded, so that a second cancellation
@@ -80,9 +80,12 @@ class ColdStarts:
         template: Mapping[str, Any] = present["spec"]["template"]
         return template
 
-    async def _create(self, runtime: Runtime, template: Mapping[str, Any], session: SessionId, mark: str) -> Pod:
+    async def _create(self, pool: Pool, template: Mapping[str, Any], session: SessionId, mark: str) -> Pod:
+        runtime = pool.runtime
+        assert runtime is not None
         name = names.cold_name(runtime.key, uuid.uuid4().hex[:10])
         body = build.make_cold_pod(runtime, dict(template), name, session, mark)
+        build.keep_off(body["spec"], pool.silent)
         try:
             answer = await self._api.create(names.pods(runtime.key.namespace), body)
         except OutcomeUnknownError:

@@ -106,10 +106,24 @@ class Endings:
         if pod.uid not in self._released:
             self._publish(pool, pod, reason)
 
-    def node_lost(self, pool: Pool, pod: Pod) -> None:
-        """Publish the end of a claimed pod that cannot be reached and whose node does not report."""
-        if pod.uid not in self._released:
-            self._publish(pool, pod, f"its node was lost: {pod.node} does not report, and the pod cannot be reached")
+    async def end_lost(self, pool: Pool, pod: Pod) -> bool:
+        """Delete a claimed pod that cannot be reached and whose node does not report, and then publish its end.
+
+        In this order, as a session is given another pod as soon as its end is known. False: the server did not take
+        the deletion, and nothing was published.
+        """
+        if pod.uid in self._released:
+            return True
+        self._released.add(pod.uid)  # so that the watch, which tells of the deletion, publishes no second end
+        try:
+            await self._api.delete(names.pods(pod.namespace, pod.name), uid=pod.uid, grace=_GRACE_S)
+        except KubeError as error:
+            self._released.discard(pod.uid)
+            logger.warning("pod %s of a lost node could not be deleted, trying again: %s", pod.name, error)
+            return False
+        self._cache.pods[pod.namespace].put(pod.as_deleting())
+        self._publish(pool, pod, f"its node was lost: {pod.node} does not report, and the pod cannot be reached")
+        return True
 
     def count_loss(self, event: SandboxEvent) -> None:
         """Count the end of an event in its pool."""

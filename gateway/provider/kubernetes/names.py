@@ -41,6 +41,7 @@ CODE = "wakegate.io/code"  # digests of the archives that a gateway brings into 
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
+NODE_LEASES = "kube-node-lease"  # the namespace of what kubelets renew
 # Volcano's: of pods, the queue; of a Deployment, how many of its pods are placed together or not at all. Its controller
 # makes a PodGroup of that (https://volcano.sh/docs/unifiedscheduling).
 QUEUE = "scheduling.volcano.sh/queue-name"
@@ -126,6 +127,11 @@ def events(namespace: str) -> str:
 def pod_metrics(namespace: str) -> str:
     """Path of what a namespace's pods use."""
     return f"/apis/{METRICS_GROUP}/v1beta1/namespaces/{namespace}/pods"
+
+
+def node_lease(node: str) -> str:
+    """Path of what a node's kubelet renews while it reports."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{NODE_LEASES}/leases/{node}"
 
 
 def deployments(namespace: str, name: str = "", sub: str = "") -> str:

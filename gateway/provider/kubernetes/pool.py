@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,9 @@ def read_deployment(obj: Mapping[str, Any]) -> Deployment:
 class Pool:
     """What this gateway knows of one runtime: its warm and claimed pods, its Deployment, and its start failures."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: Set[str] = frozenset()) -> None:
+        """`silent`: nodes that are not to be used (lost_nodes.py), which change."""
+        self.silent = silent
         self.runtime: Runtime | None = None  # None: not served (any more)
         self.template: dict[str, Any] = {}
         self.egress: dict[str, Any] | None = {}  # the NetworkPolicy in force; {}: not looked at yet
@@ -87,7 +89,11 @@ class Pool:
     @property
     def ready(self) -> list[Pod]:
         """Warm pods that can be claimed now."""
-        return [pod for uid, pod in self.warm.items() if pod.claimable and uid not in self._taken]
+        return [
+            pod
+            for uid, pod in self.warm.items()
+            if pod.claimable and uid not in self._taken and pod.node not in self.silent
+        ]
 
     @property
     def problems(self) -> list[str]:
@@ -219,7 +225,8 @@ class Pools(defaultdict[RuntimeKey, Pool]):
     """Pools by runtime, including runtimes that were deleted while pods of theirs still run."""
 
     def __init__(self) -> None:
-        super().__init__(Pool)
+        self.silent: set[str] = set()  # nodes that do not report, though the cluster takes them for ready
+        super().__init__(lambda: Pool(self.silent))
 
     def require(self, key: RuntimeKey) -> Pool:
         """The pool of a runtime. Raises RuntimeNotFoundError if it is not served."""

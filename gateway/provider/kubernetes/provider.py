@@ -65,7 +65,7 @@ class KubernetesProvider:
         self._cold = ColdStarts(api, clock, self._cache, release, start_timeout)
         self._claims = Claims(api, clock, self._cache, self._pools, self._cold, release, self._tasks)
         self._marks = Marks(api, self._cache, self._tasks)
-        self._lost_nodes = LostNodes(self._cache, self._endings, clock, self._tasks)
+        self._lost_nodes = LostNodes(api, self._cache, self._endings, clock, self._tasks, self._pools.silent)
         self._consumption = Consumption(api, clock, self._cache)
         self._resizes = Resizes(api, clock, self._cache, self._pools)
         self.deliveries = Deliveries(self._cache, self._tasks)
@@ -171,7 +171,7 @@ class KubernetesProvider:
         """
         ends = self._clock.monotonic() + _RESTART_TIMEOUT_S
         pod = await self._cache.find(sandbox_id)
-        if pod is not None and pod.node_away and not await accepts(pod):
+        if pod is not None and (pod.node_away or pod.deleting) and not await accepts(pod):
             return None  # else a session would wait for the copy of files that nobody can send
         while (pod := await self._cache.find(sandbox_id)) is not None and not self._endings.is_released(pod.uid):
             # One that lives is there though a probe of it was not answered in time.
@@ -193,6 +193,12 @@ class KubernetesProvider:
     def count_loss(self, event: SandboxEvent) -> None:
         """Show in the pool's status that this sandbox was lost. See LossCounter."""
         self._endings.count_loss(event)
+
+    def suspect(self, sandbox_id: SandboxId) -> None:
+        """See whether its pod was lost with its node. See UnreachableWatcher."""
+        for pods in self._cache.pods.values():
+            if (pod := pods.items.get(sandbox_id)) is not None:
+                self._lost_nodes.suspect(self._pools[pod.runtime], pod)
 
     # EngineMeter.
 

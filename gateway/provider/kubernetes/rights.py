@@ -63,6 +63,9 @@ GATEWAY: tuple[Right, ...] = (
 )
 """In the gateway's own namespace."""
 
+NODES: tuple[Right, ...] = (Right("coordination.k8s.io", "leases", ("get",)),)
+"""In kube-node-lease, to see early that a node is lost. A gateway does without."""
+
 # Reviews that every account may make about itself.
 _GRANTED_TO_ALL = ("authorization.k8s.io", "authentication.k8s.io")
 

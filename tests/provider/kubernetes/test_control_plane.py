@@ -119,8 +119,11 @@ def test_gateways_account_may_do_what_it_needs_and_no_more(tmp_path: Path) -> No
         kubectl = make_kubectl(cluster, tmp_path)
         kubectl("apply", "-k", "manifests/sandboxes")
         kubectl("apply", "-n", "wakegate", "-f", "manifests/base/access.yaml")
+        kubectl("apply", "-k", "manifests/node-leases")
         may = make_may(cluster)
-        for namespace, wanted in (("wakegate-sandboxes", rights.SANDBOXES), ("wakegate", rights.GATEWAY)):
+        for namespace, wanted in (
+            ("wakegate-sandboxes", rights.SANDBOXES), ("wakegate", rights.GATEWAY), ("kube-node-lease", rights.NODES),
+        ):  # fmt: skip
             for right in wanted:
                 for verb in right.verbs:
                     assert may(verb, right.resource, namespace, right.group, right.name), right

@@ -122,7 +122,7 @@ def test_chart_grants_the_rights_of_a_router_where_one_is_wanted(render: Render)
 
 
 def test_chart_goes_into_other_namespaces_with_other_values(render: Render) -> None:
-    """No object, no peer of a NetworkPolicy and no setting keeps the overlay's namespaces."""
+    """No object, peer of a NetworkPolicy or setting keeps the overlay's namespaces. Leases of nodes have theirs."""
     changes = {
         "sandboxes": {"namespace": "boxes", "image": "registry.example/picod:2"},
         "serviceAccount": {"annotations": {"cloud/identity": "bucket"}},
@@ -130,7 +130,7 @@ def test_chart_goes_into_other_namespaces_with_other_values(render: Render) -> N
         "autoscaling": {"minReplicas": 5, "maxReplicas": 50},
     }
     made = by_name(render("agents", changes))
-    assert {namespace for _, namespace, _ in made} == {"", "agents", "boxes"}
+    assert {namespace for _, namespace, _ in made} == {"", "agents", "boxes", "kube-node-lease"}
     assert ("Namespace", "", "boxes") in made
     settings = made["ConfigMap", "agents", "wakegate-settings"]["data"]
     assert settings["WAKEGATE_KUBE_GATEWAY_NAMESPACE"] == "agents"

@@ -239,6 +239,7 @@ def test_overlay_grants_the_rights_that_are_needed_and_no_more(overlay: str) -> 
     """The Roles are what gateway/provider/kubernetes/rights.py lists; no cluster-wide role, no list of secrets."""
     assert granted(one(overlay, "Role", "wakegate-sandboxes", "wakegate-sandboxes")) == needed(rights.SANDBOXES)
     assert granted(one(overlay, "Role", "wakegate")) == needed(rights.GATEWAY)
+    assert granted(one(overlay, "Role", "wakegate-node-leases", "kube-node-lease")) == needed(rights.NODES)
     assert not [d for d in built(overlay) if d["kind"].startswith("ClusterRole")]
 
 

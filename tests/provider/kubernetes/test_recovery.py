@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from gateway.provider.kubernetes import rights
 from tests.support.kube.recovery import INTERPRETERS, condition, makes_session, pod_of, pool_of, written
 from tests.support.kube.served import INTERPRETER, flags_for, in_cluster
 from tests.support.kube.simulator import Cluster
-from tests.support.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS
+from tests.support.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, ApiError
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
@@ -101,6 +103,58 @@ def test_session_moves_when_its_node_stops_reporting_and_its_pod_accepts_nothing
         wait_until(lambda: cluster.call(old_pod_ends), "the old pod is deleted")
         assert server.run(reached, "cat note").json()["stdout"] == "reached\n"
         assert pod_of(cluster, reached)["metadata"]["uid"] == stays["metadata"]["uid"]
+
+
+def test_session_moves_when_its_pod_accepts_nothing_and_its_kubelet_renews_no_lease(tmp_path: Path) -> None:
+    """Before the cluster says anything of the node; asked of the lease alone, once a request could not connect. A pod
+    that accepts nothing keeps its session as long as its kubelet renews the lease: it may be the network, or busy."""
+
+    def renew(cluster: Cluster, node: str, at: datetime) -> None:
+        time = at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        kind, space = BY_PLURAL["leases"], "kube-node-lease"
+        try:
+            cluster.objects.update(kind, space, node, lambda lease: {**lease, "spec": {"renewTime": time}})
+        except ApiError:
+            cluster.create("leases", node, namespace=space, spec={"renewTime": time})
+
+    with in_cluster(tmp_path, "--connect-timeout", "500ms") as (server, cluster):
+        session = written(server, "kept")
+        assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+        assert server.run(session, "true").status_code == 200
+        pod = pod_of(cluster, session)
+        uid, node = pod["metadata"]["uid"], pod["spec"]["nodeName"]
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        cluster.call(lambda: renew(cluster, node, ahead))
+        cluster.await_(lambda: cluster.silence(pod))
+        assert server.run(session, "true").status_code == 502
+        wait_until(lambda: cluster.call(lambda: cluster.api.counts["get", "leases"]) > 0, "the lease was looked at")
+        assert server.state(session)["state"] == "active"
+        assert pod_of(cluster, session)["metadata"]["uid"] == uid
+
+        def place(present: dict[str, Any]) -> dict[str, Any]:
+            return {**present, "spec": {**present["spec"], "nodeName": node}}
+
+        # The pods that are warm are on the same node, and look ready: they are not given out either.
+        wait_until(lambda: pool_of(server, "my-interpreter")["ready"] == 2, "the pool is full")
+        for warm in cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "warm"})):
+            move = partial(cluster.objects.update, PODS, "default", warm["metadata"]["name"], place)
+            cluster.call(move)
+        cluster.call(lambda: renew(cluster, node, ahead - timedelta(hours=2)))
+
+        def answered() -> bool:
+            return bool(server.run(session, "cat note").status_code == 200)
+
+        wait_until(answered, "it goes on elsewhere", within=30)
+        assert server.run(session, "cat note").json()["stdout"] == "kept\n"
+        moved = pod_of(cluster, session)
+        assert moved["metadata"]["annotations"]["wakegate.io/start"] == "cold"
+        left_out = {"key": "metadata.name", "operator": "NotIn", "values": [node]}
+        wanted = moved["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert wanted == {"nodeSelectorTerms": [{"matchFields": [left_out]}]}
+        told_everywhere(server, cluster, session, "its node was lost")
+        assert pool_of(server, "my-interpreter")["losses"] == 1
+        cluster.call(lambda: renew(cluster, node, ahead))
+        wait_until(lambda: pool_of(server, "my-interpreter")["ready"] == 2, "the node is used again")
 
 
 def test_session_serves_while_the_api_server_is_unavailable(server: Server, cluster: Cluster) -> None:
@@ -261,7 +315,9 @@ def test_pool_that_is_deleted_is_made_again(server: Server, cluster: Cluster, wh
 
 def test_gateway_needs_only_the_rights_that_its_roles_give(server: Server, cluster: Cluster) -> None:
     """All that the gateway asked of the server so far is in rights.py, from which the Roles are checked."""
-    allowed = {(verb, right.resource) for right in (*rights.SANDBOXES, *rights.GATEWAY) for verb in right.verbs}
+    allowed = {
+        (verb, right.resource) for right in (*rights.SANDBOXES, *rights.GATEWAY, *rights.NODES) for verb in right.verbs
+    }
     assert server.client.get("/healthz").status_code == 200
     assert set(cluster.api.counts) <= allowed
 

@@ -45,7 +45,12 @@ def in_cluster(
 
 def enforce_roles(cluster: Cluster, *more: Path) -> None:
     """Allow only what the shipped Roles grant, as the cluster of whoever applies them does."""
-    cluster.enforce(wakegate=(MANIFESTS / "base/access.yaml",), default=(MANIFESTS / "sandboxes/access.yaml", *more))
+    roles = {
+        "wakegate": (MANIFESTS / "base/access.yaml",),
+        "default": (MANIFESTS / "sandboxes/access.yaml", *more),
+        "kube-node-lease": (MANIFESTS / "node-leases/access.yaml",),
+    }
+    cluster.enforce(**roles)
 
 
 def lend(cluster: Cluster, name: str, values: dict[str, str], *, to: str, hosts: str) -> None:

@@ -126,9 +126,13 @@ class Cluster:
 
     async def silence_node(self, pod: Object) -> None:
         """The machine of a pod is off, and the node controller has noticed that it does not report."""
+        await self.silence(pod)
+        self.node_away(pod)
+
+    async def silence(self, pod: Object) -> None:
+        """The machine of a pod is off, and nobody has noticed."""
         port = int(pod["spec"]["containers"][0]["ports"][0]["containerPort"])
         await self.kubelet.silence(pod["metadata"]["uid"], pod["status"]["podIP"], port)
-        self.node_away(pod)
 
     def node_away(self, pod: Object) -> None:
         """The node controller says that a pod is not ready, since its node does not report. It changes only Ready."""
