@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -40,9 +41,14 @@ class Gateway:
         return str(document["stdout"])
 
     def end(self, *sessions: str) -> None:
-        """End sessions."""
+        """End sessions, also where the store comes back just now."""
         for session in sessions:
-            assert self.client.delete(f"/v1/sessions/{session}").status_code in (204, 404)
+            wait_until(partial(self._ended, session), f"session {session} ends", within=60)
+
+    def _ended(self, session: str) -> bool:
+        reply = self.client.delete(f"/v1/sessions/{session}")
+        assert reply.status_code in (204, 404, 503), reply.text
+        return reply.status_code != 503
 
     def pool(self) -> Any:
         """The runtime's warm pool."""

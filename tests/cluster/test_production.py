@@ -90,6 +90,12 @@ def production(cluster: WholeCluster, gateway: Gateway, bucket: Objects) -> Gate
     cluster.kubectl("-n", NAMESPACE, "create", "secret", "generic", "wakegate-connections", *literals)
     cluster.kubectl("apply", "-k", str(own))
     cluster.roll()
+
+    def alone() -> bool:
+        return len(cluster.get("pods", "-n", NAMESPACE, "-l", _GATEWAYS)["items"]) == _replicas(cluster)[1]
+
+    # Connections that were open lead to the former ones for as long as those drain.
+    wait_until(alone, "the former gateways are gone", within=_SLOW_S)
     gateway.wait_for_pool()
     return gateway
 
