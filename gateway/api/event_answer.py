@@ -21,7 +21,11 @@ Piece = tuple[bytes, bool]  # bytes of the body, and whether others follow
 
 
 class EventAnswer(Response):
-    """Sends the pieces, and `keepalive` whenever none came for `interval` seconds. Closes `pieces` however it ends."""
+    """Sends the pieces, and `keepalive` whenever none came for `interval` seconds. Closes `pieces` however it ends.
+
+    The head goes out with the first of them: only what asked the sandbox for it knows whether that one was lost, which
+    the head is to say.
+    """
 
     def __init__(
         self, pieces: AsyncGenerator[Piece, None], *, media_type: str, keepalive: bytes, interval: float
@@ -32,6 +36,7 @@ class EventAnswer(Response):
         self._keepalive = keepalive
         self._interval = interval
         self._sent_at = 0.0
+        self._began = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send to the last piece, or until the client leaves."""
@@ -57,13 +62,18 @@ class EventAnswer(Response):
                 await cancel(task)
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for data, more in self._pieces:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-            self._sent_at = asyncio.get_running_loop().time()
+            await self._send_body(send, data, more=more)
             if not more:
                 return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_body(send, b"", more=False)
+
+    async def _send_body(self, send: Send, data: bytes, *, more: bool) -> None:
+        if not self._began:
+            self._began = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sent_at = asyncio.get_running_loop().time()
 
     async def _watch(self, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()
@@ -72,8 +82,7 @@ class EventAnswer(Response):
             while not left.done():
                 due = self._sent_at + self._interval
                 if loop.time() >= due:
-                    await send({"type": "http.response.body", "body": self._keepalive, "more_body": True})
-                    self._sent_at = loop.time()
+                    await self._send_body(send, self._keepalive, more=True)
                 else:
                     await asyncio.wait((left,), timeout=due - loop.time())
             limit.reschedule(loop.time())

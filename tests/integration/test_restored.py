@@ -14,6 +14,7 @@ import pytest
 from mcp import Client, types
 from mcp.client.streamable_http import streamable_http_client
 
+from gateway.api.e2b.connect import envelope
 from gateway.api.file_links import file_id
 from tests.support.serve import Server, processes_of, serve
 from tests.support.tool_calls import chat_call
@@ -139,6 +140,18 @@ def test_loss_is_reported_by_every_answer_on_a_container_once(tmp_path: Path, op
 # Of other products: method, path, options, and the field that names the session.
 DOORS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "e2b-list": ("POST", "/filesystem.Filesystem/ListDir", {"json": {"path": "/home/user"}}, "e2b-sandbox-id"),
+    "e2b-process": (
+        "POST",
+        "/process.Process/Start",
+        {"content": envelope({"process": {"cmd": "true"}}), "headers": {"content-type": "application/connect+json"}},
+        "e2b-sandbox-id",
+    ),
+    "e2b-watch": (
+        "POST",
+        "/filesystem.Filesystem/WatchDir",
+        {"content": envelope({"path": "/home/user"}), "headers": {"content-type": "application/connect+json"}},
+        "e2b-sandbox-id",
+    ),
     "e2b-code": ("POST", "/execute", {"json": {"code": "1"}}, "e2b-sandbox-id"),
     "e2b-download": ("GET", "/files?path=note", {}, "e2b-sandbox-id"),
     "e2b-absent": ("GET", "/files?path=absent", {}, "e2b-sandbox-id"),
@@ -156,9 +169,17 @@ def test_loss_is_reported_by_other_products_apis_once(tmp_path: Path) -> None:
             lose_sandbox(server, tmp_path / "state", session)
             headers = {"e2b-sandbox-port": "49999" if name == "e2b-code" else "49983"} if "e2b" in name else {}
             headers |= {field: session} if field else {}
-            reply = server.client.request(method, path.replace("{}", session), headers=headers, **options)
-            assert "x-wakegate-restored" in reply.headers, (name, reply.status_code, reply.text)
-            assert reply.headers["x-session-id"] == session
+            headers |= options.get("headers", {})
+            rest = {key: value for key, value in options.items() if key != "headers"}
+            with server.client.stream(method, path.replace("{}", session), headers=headers, **rest) as reply:
+                assert "x-wakegate-restored" in reply.headers, (name, reply.status_code, reply.read())
+                assert reply.headers["x-session-id"] == session
+                if name != "e2b-watch":  # which has no end
+                    reply.read()
+                    assert "x-wakegate-restored" not in server.run(session, "true").headers, "it was told"
+                    continue
+            # Cut off before its end, nobody knows whether its client has read it.
+            assert "x-wakegate-restored" in server.run(session, "true").headers
             wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
 
 

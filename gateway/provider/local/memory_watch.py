@@ -10,7 +10,8 @@ sandboxes are measured when enough of it was taken. A sandbox's memory is the su
 
 Memory that belongs to no process and no mount is not measured but refused by the filter of system calls (seccomp.py):
 memfd_create, and System V segments of more than a few pages.
-Of a sandbox over its limit one process is killed if that suffices, as the kernel's OOM killer does; else it ends.
+Of a sandbox over its limit the largest processes of user code are killed, as the kernel's OOM killer does. It ends only
+where they do not hold as much as must be freed, or where killing them did not help.
 Between two polls a sandbox can take more than its limit; rlimits.py bounds what one process can.
 
 Sources: proc_pid_smaps_rollup(5), the kernel's filesystems/proc.rst (MemAvailable), socket(7) (wmem_default).
@@ -24,7 +25,8 @@ import os
 import signal
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.core.clock import Clock
@@ -41,6 +43,8 @@ OWN_PROCESSES = 2  # of a sandbox: bwrap, and picod, the first process of its pi
 MAX_SOCKET_BYTES = 208 << 10  # net.core.wmem_default
 _MAX_STEP_BYTES = 64 << 20
 _MIN_STEP_BYTES = 4 << 20
+# What is taken anew faster than it is measured would be over the limit for as long as there are processes.
+_MAX_ROUNDS = 3
 _TMPFS = ("tmp", "dev/shm")
 
 
@@ -52,6 +56,7 @@ class Usage:
     files: int  # on its tmpfs mounts
     sockets: int  # how many
     own: int = 0  # PSS of bwrap and picod
+    anonymous: Mapping[int, int] = field(default_factory=dict)  # pid -> of its PSS, what its end frees
 
     @property
     def total(self) -> int:
@@ -71,10 +76,10 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A sandbox over its limit. `victim`: the process whose end suffices; None: the sandbox ends."""
+    """A sandbox over its limit. `victims`: the processes whose end suffices, the largest first; none: it ends."""
 
     reason: str
-    victim: int | None
+    victims: Sequence[int]
 
 
 def over_limit(usages: Mapping[SandboxId, Usage], limits: Mapping[SandboxId, int]) -> dict[SandboxId, Excess]:
@@ -83,12 +88,25 @@ def over_limit(usages: Mapping[SandboxId, Usage], limits: Mapping[SandboxId, int
     for name, usage in usages.items():
         excess = usage.total - limits[name]
         if excess > 0:
-            # Its end suffices only if it holds as much as must be freed. If not, the excess is spread over many:
-            # killing some would leave a program half alive, which is harder to explain than a sandbox that ended.
-            largest = max(usage.processes.items(), key=lambda pair: pair[1], default=(0, 0))
             reason = f"out of memory: it uses {usage.total >> 20} MiB, its limit is {limits[name] >> 20} MiB"
-            found[name] = Excess(reason, largest[0] if largest[1] >= excess else None)
+            found[name] = Excess(reason, _victims(usage, excess))
     return found
+
+
+def _victims(usage: Usage, excess: int) -> Sequence[int]:
+    """The largest process if it holds `excess` bytes, else the fewest that together do; none: it is not up to them."""
+    largest, size = max(usage.processes.items(), key=lambda pair: pair[1], default=(0, 0))
+    if size >= excess:
+        return [largest]
+    victims = []
+    # Of several only anonymous memory is sure to be freed. Pages of a mapping that they share stay for as long as one
+    # process has it, and those that only ended ones have touched are in nobody's PSS.
+    for pid, held in sorted(usage.anonymous.items(), key=lambda pair: pair[1], reverse=True):
+        victims.append(pid)
+        excess -= held
+        if excess <= 0:
+            return victims
+    return ()
 
 
 class MemoryWatch:
@@ -97,11 +115,15 @@ class MemoryWatch:
     def __init__(self) -> None:
         self._available: int | None = None
         self._measured_at = float("-inf")
+        # How many measurements in a row have killed several processes of a sandbox.
+        self._rounds: dict[SandboxId, int] = {}
 
     def due(self, watched: Sequence[Watched], available: int, now: float) -> bool:
         """Whether enough memory was taken since the last measurement. `available`: bytes; `now`: monotonic seconds."""
         if not watched:
             return False
+        if self._rounds:
+            return True  # to see whether that has helped
         # An eighth of the smallest limit: a sandbox is noticed before it is far over.
         step = max(_MIN_STEP_BYTES, min(_MAX_STEP_BYTES, min(each.limit for each in watched) // 8))
         if self._available is not None:
@@ -117,12 +139,21 @@ class MemoryWatch:
         self._available = available_memory()
         usages = {each.id: measure(each.pid) for each in watched}
         over = over_limit(usages, {each.id: each.limit for each in watched})
+        ending: dict[SandboxId, str] = {}
+        rounds: dict[SandboxId, int] = {}
         for each in watched:
-            excess = over.get(each.id)
-            if excess is not None and excess.victim is not None:
-                logger.info("sandbox %s is %s; its largest process is killed", each.id, excess.reason)
-                _kill(excess.victim, each.pid)
-        return {name: excess.reason for name, excess in over.items() if excess.victim is None}
+            if (excess := over.get(each.id)) is None:
+                continue
+            several = len(excess.victims) > 1
+            if not excess.victims or (several and self._rounds.get(each.id, 0) >= _MAX_ROUNDS):
+                ending[each.id] = excess.reason
+                continue
+            logger.info("sandbox %s is %s; %d of its processes are killed", each.id, excess.reason, len(excess.victims))
+            _kill(excess.victims, each.pid)
+            if several:
+                rounds[each.id] = self._rounds.get(each.id, 0) + 1
+        self._rounds = rounds
+        return ending
 
 
 async def enforce(registry: SandboxRegistry, clock: Clock) -> None:
@@ -166,35 +197,40 @@ def measure(pid: int) -> Usage:
             files |= _tmpfs(each, host_root)
     sizes = {each: _pss(each) for each in processes}
     # Parents come first, so the first two are ours. They count, but are no victims: the sandbox would end anyway.
-    own = sum(sizes.pop(each, 0) for each in processes[:OWN_PROCESSES])
-    return Usage(sizes, sum(files.values()), len(sockets), own)
+    own = sum(sizes.pop(each, (0, 0))[0] for each in processes[:OWN_PROCESSES])
+    total = {each: size for each, (size, _) in sizes.items()}
+    anonymous = {each: size for each, (_, size) in sizes.items()}
+    return Usage(total, sum(files.values()), len(sockets), own, anonymous)
 
 
-def _kill(victim: int, sandbox: int) -> None:
-    """End a process of the sandbox whose outermost process is `sandbox`."""
+def _kill(victims: Sequence[int], sandbox: int) -> None:
+    """End processes of the sandbox whose outermost process is `sandbox`."""
+    pinned: dict[int, int] = {}
     try:
-        pidfd = os.pidfd_open(victim)
-    except OSError:
-        return  # it ended meanwhile
-    try:
+        for victim in victims:
+            with suppress(OSError):  # it ended meanwhile
+                pinned[victim] = os.pidfd_open(victim)
         # Pinned first and looked for after, so that a pid that is reused in between is not hit.
-        if victim in process_tree.descendants(sandbox):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError:
-        pass  # it ended meanwhile
+        for each in pinned.keys() & set(process_tree.descendants(sandbox)):
+            with suppress(OSError):
+                signal.pidfd_send_signal(pinned[each], signal.SIGKILL)
     finally:
-        os.close(pidfd)
+        for pidfd in pinned.values():
+            os.close(pidfd)
 
 
-def _pss(pid: int) -> int:
+def _pss(pid: int) -> tuple[int, int]:
+    """Bytes of a process, and how many of them are anonymous (0 before Linux 5.4)."""
+    found = {"Pss:": 0, "Pss_Anon:": 0}
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
             for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) << 10
+                name, _, rest = line.partition(" ")
+                if name in found:
+                    found[name] = int(rest.split()[0]) << 10
     except OSError:
         pass  # it ended meanwhile, or has no memory of its own any more
-    return 0
+    return found["Pss:"], found["Pss_Anon:"]
 
 
 def _tmpfs(pid: int, host_root: os.stat_result) -> dict[int, int]:
