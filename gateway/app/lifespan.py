@@ -57,6 +57,8 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         stack.push_async_callback(gateway.store.aclose)
         for warning in await gateway.store.warnings():
             logger.warning("%s", warning)
+        if sessions.completeness is not None:
+            await sessions.completeness.start()
         secret = await load_secret(gateway.store.documents)
         gateway.surfaces.open(secret)
         gateway.tasks.webhooks.open(secret)

@@ -28,6 +28,7 @@ from gateway.sessions.activity import Activity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.checkpoints import Checkpointer
+from gateway.sessions.completeness import Completeness
 from gateway.sessions.durations import Durations
 from gateway.sessions.fairness import FairQueue
 from gateway.sessions.hibernation import Hibernator
@@ -67,6 +68,7 @@ class Sessions:
     """The parts of one gateway. Callers are given the parts that they use (docs/adr/0007-parts-of-sessions.md)."""
 
     records: Records
+    completeness: Completeness | None
     membership: Membership
     ownership: Ownership
     activity: Activity
@@ -149,13 +151,15 @@ def make_sessions(
     tenants = tenants or TenantDirectory(store.documents)
     quotas = Quotas(store.quotas, tenants, catalog, clock)
     outside = _Outside(store, provider, keeper, executor, catalog, tenants, quotas, clock)
-    records = Records(store, holder, quotas, shared=shared, cached=cached_store)
+    completeness = Completeness(store.documents, clock) if shared else None
+    records = Records(store, holder, quotas, shared=shared, cached=cached_store, completeness=completeness)
     # Each group is made of those before it, so nothing has to be set afterwards and no part sees a half-made other.
     base = _make_base(outside, records, settings, me)
     operations = _make_operations(outside, base)
     audit = QuotaAudit(store.quotas, tenants, records, catalog, clock)
     return Sessions(
         records=records,
+        completeness=completeness,
         membership=base.membership,
         ownership=base.ownership,
         activity=base.activity,
@@ -178,7 +182,9 @@ def make_sessions(
 def _make_base(outside: _Outside, records: Records, settings: SessionSettings, me: str) -> _Base:
     clock, retention = outside.clock, settings.hibernated_retention
     activity, bindings = Activity(), Bindings()
-    membership = Membership(outside.store, clock, me, takeover_after=settings.takeover_after)
+    membership = Membership(
+        outside.store, clock, me, takeover_after=settings.takeover_after, require_complete=records.require_complete
+    )
     queue = FairQueue(settings.claims_at_once, _load_of(outside.tenants, bindings, settings.max_sandboxes))
     admission = Admission(
         outside.provider, clock, queue, max_sandboxes=settings.max_sandboxes, start_timeout=settings.start_timeout

@@ -186,6 +186,8 @@ class Lifecycle:
                 if not current().sees(known):
                     raise unknown_session(session_id)
                 return known
+            if session_id is not None:
+                await self._records.require_complete()  # its gateway may be about to write it again
             await self._quotas.admit(session.tenant, runtime, None, Wish.REGISTER)
             await self._quotas.reserve_session(session.tenant, session.id, runtime)
             return await self._records.put(session)
@@ -237,6 +239,7 @@ class Lifecycle:
         """The record, with this gateway's activity that is not written yet. Raises SessionNotFoundError."""
         session = await self._records.get(session_id)
         if session is None:
+            await self._records.require_complete()
             raise unknown_session(session_id)
         return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
 
@@ -254,6 +257,7 @@ class Lifecycle:
         """The cached record, for its fields that never change. Raises SessionNotFoundError."""
         session = await self._records.peek(session_id)
         if session is None:
+            await self._records.require_complete()
             raise unknown_session(session_id)
         return session
 

@@ -9,6 +9,7 @@ gateway reaches every sandbox, `me` is empty, records name no owner, and nothing
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.core.clock import Clock
@@ -38,7 +39,16 @@ class Peer:
 class Membership:
     """Announces this gateway and looks up others. `address` is where they reach this one, once it listens."""
 
-    def __init__(self, store: SessionStore, clock: Clock, me: str, *, takeover_after: float) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        clock: Clock,
+        me: str,
+        *,
+        takeover_after: float,
+        require_complete: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`require_complete` raises StoreUnavailableError while the store may have lost announcements."""
         self.me = me
         self.address = ""
         self._store = store
@@ -46,6 +56,7 @@ class Membership:
         self._takeover_after = takeover_after
         self._lease: Lease | None = None
         self._leaving = False
+        self._require_complete = require_complete
 
     def __repr__(self) -> str:
         return f"<Membership me={self.me!r} at {self.address}>"
@@ -54,6 +65,8 @@ class Membership:
         """Look up a gateway by its id; one that is unknown is not alive. Raises StoreUnavailableError."""
         lease = await self._store.lease(_name(owner))
         if lease is None:
+            if self._require_complete is not None:
+                await self._require_complete()  # else a session of a gateway that lives would be taken over
             return Peer(owner, "", 0.0, alive=False)
         now = self._clock.now()
         alive = lease.expires_at > now

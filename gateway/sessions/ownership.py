@@ -55,8 +55,13 @@ class Ownership:
         return session.owner == self.me
 
     async def require(self, session_id: SessionId) -> Session:
-        """The record of a session that has not ended. Raises SessionNotFoundError, with the reason if it ended."""
+        """The record of a session that has not ended. Raises SessionNotFoundError, with the reason if it ended.
+
+        StoreUnavailableError while the store may have lost its record.
+        """
         session = await self._records.get(session_id)
+        if session is None:
+            await self._records.require_complete()
         if session is None or session.state is SessionState.TERMINATED:
             ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')

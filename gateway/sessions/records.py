@@ -22,6 +22,7 @@ from gateway.core.errors import SessionNotFoundError, StaleWriteError, StoreUnav
 from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, Session, SessionId, SessionState, is_snapshot
+from gateway.sessions.completeness import Completeness
 from gateway.sessions.quotas import Quotas
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ LifeListener = Callable[[str, Session, Mapping[str, str]], None]
 class Records:
     """Reads and writes session records. `shared`: other gateways use the same store.
 
-    `cached` is a cache in front of `store`, for reads that no decision depends on.
+    `cached` is a cache in front of `store`, for reads that no decision depends on. `completeness`: of a shared store.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Records:
         *,
         shared: bool = False,
         cached: SessionStore | None = None,
+        completeness: Completeness | None = None,
     ) -> None:
         self.store = store
         self.shared = shared
         self.holder = holder
         self._quotas = quotas
         self._cached = cached or store
+        self._completeness = completeness
         self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}  # with the number that hold it or wait for it
         self._leases: dict[SessionId, Lease] = {}
         self._remembered: OrderedDict[SessionId, Session] = OrderedDict()  # as written here last, oldest first
@@ -93,6 +96,11 @@ class Records:
         """
         session = await self.store.get(session_id)
         return _visible(session if session is not None else await self._rebuild(session_id))
+
+    async def require_complete(self) -> None:
+        """Raise StoreUnavailableError while a missing record, or announcement, says nothing."""
+        if self._completeness is not None:
+            await self._completeness.require()
 
     async def peek(self, session_id: SessionId) -> Session | None:
         """The record from the cache, which may be a few seconds old, if the current caller may see it."""

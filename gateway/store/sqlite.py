@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.core.clock import Clock
 from gateway.core.documents import DocumentStore
-from gateway.core.errors import FencedOutError, StaleWriteError
+from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.questions import NoQuestions, PeerQuestions
 from gateway.core.quota import QuotaLedger
@@ -63,6 +63,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._thread = SqliteThread(partial(sqlite_file.connect, path), partial(sqlite_file.translate, path))
+        self._file: tuple[int, int] | None = None  # what was opened
         self.documents: DocumentStore = SqliteDocuments(self._thread)
         self.usage: UsageStore = SqliteUsage(self._thread, clock)
         self.quotas: QuotaLedger = SqliteQuotas(self._thread, clock)
@@ -78,6 +79,7 @@ class SqliteStore:
         Raises StoreUnavailableError when it is damaged, not ours, newer than this program, or out of reach.
         """
         await self._thread.start()
+        self._file = sqlite_file.identity(self._path)
 
     async def aclose(self) -> None:
         """Finish pending calls and close the file. Safe to call twice."""
@@ -85,9 +87,22 @@ class SqliteStore:
 
     async def ping(self) -> None:
         """Write to the file without changing a record. Raises StoreUnavailableError."""
+
         # An UPDATE to the same value goes through the write-ahead log like any other, so it fails on a full or
         # read-only disk.
-        await self._thread.write(lambda db: db.execute("UPDATE fences SET floor = floor").rowcount)
+        def ping(db: sqlite3.Connection) -> None:
+            self._require_file()
+            db.execute("UPDATE fences SET floor = floor")
+
+        await self._thread.write(ping)
+
+    def _require_file(self) -> None:
+        """Raise StoreUnavailableError where the file was removed: what goes into it now ends with this process."""
+        if (found := sqlite_file.identity(self._path)) != self._file:
+            raise StoreUnavailableError(
+                f"session store {self._path} was {'replaced' if found else 'removed'} while this gateway ran; put it"
+                " back, or restart the gateway"
+            )
 
     async def warnings(self) -> Sequence[str]:
         """No warnings: sqlite needs no configuration to be durable."""
@@ -132,6 +147,7 @@ class SqliteStore:
         }
 
         def put(db: sqlite3.Connection) -> float:
+            self._require_file()  # 2 us
             if lease is not None:
                 _check_fence(db, lease)
             rows = db.execute(_UPDATE if session.version else _INSERT, values).fetchall()

@@ -207,6 +207,15 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
     sqlite_pages.migrate(connection)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file this is, by device and inode; None: there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def translate(path: Path, error: BaseException) -> BaseException:
     """Convert errors of sqlite and the file system to StoreUnavailableError, with the path and how to fix it."""
     if isinstance(error, WakegateError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,40 @@ from gateway.testing import ScriptedProvider
 from tests.support.scripted import served
 from tests.support.waiting import eventually
 
-CREATES = {
+_CALL = {"id": "call_0", "type": "function", "function": {"name": "run_shell", "arguments": '{"command": "true"}'}}
+_CLAIM = {
+    "apiVersion": "extensions.agents.x-k8s.io/v1beta1",
+    "kind": "SandboxClaim",
+    "metadata": {"name": "mine"},
+    "spec": {"warmPoolRef": {"name": "my-interpreter"}},
+}
+_FORM = (
+    '--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\ncontent-type: text/plain\r\n\r\n'
+    "text\r\n--b--\r\n"
+)
+# The line of a request and its body: as JSON, or a form.
+CREATES: dict[str, tuple[str, dict[str, Any] | str]] = {
     "native": ("POST /v1/sessions", {"runtime": "default/my-interpreter"}),
     "agentcube": ("POST /v1/code-interpreter", {"namespace": "default", "name": "my-interpreter"}),
     "containers": ("POST /v1/containers", {"name": "mine"}),
     "one-shot run": ("POST /v1/run", {"command": "true"}),
     "data path": ("POST /v1/namespaces/default/code-interpreters/my-interpreter/invocations/api/execute", {}),
+    "tool calls": ("POST /v1/tool_calls", {"tool_calls": [_CALL]}),
+    "streamed tool calls": ("POST /v1/tool_calls", {"tool_calls": [_CALL], "stream": True}),
+    "e2b": ("POST /v2/sandboxes", {"templateID": "base"}),
+    "e2b, old": ("POST /sandboxes", {"templateID": "base"}),
+    "jupyter kernel": ("POST /jupyter/api/kernels", {"name": "python3"}),
+    "jupyter notebook": ("POST /jupyter/api/sessions", {"path": "a.ipynb", "name": "a", "type": "notebook"}),
+    "agentscope": ("POST /agentscope/create", {"sandbox_type": "base"}),
+    "agentscope, pool": ("POST /agentscope/create_from_pool", {"sandbox_type": "base"}),
+    "agent-sandbox": (
+        "POST /apis/extensions.agents.x-k8s.io/v1beta1/namespaces/default/sandboxclaims",
+        _CLAIM,
+    ),
+    "dify": ("POST /v1/sandbox/run", {"language": "python3", "code": "1", "enable_network": False}),
+    "librechat": ("POST /librechat/exec", {"lang": "py", "code": "1"}),
+    "librechat upload": ("POST /librechat/upload", _FORM),
+    "librechat batch": ("POST /librechat/upload/batch", _FORM),
 }
 
 
@@ -42,10 +71,12 @@ async def test_client_that_leaves_during_a_create_leaves_no_session(tmp_path: Pa
 
             sessions.records.put = slow_write  # type: ignore[method-assign]
         line, fields = CREATES[operation]
-        body = json.dumps(fields).encode()
+        is_form = isinstance(fields, str)
+        body = fields.encode() if isinstance(fields, str) else json.dumps(fields).encode()
+        content_type = "multipart/form-data; boundary=b" if is_form else "application/json"
         client = await gateway.connect()
         client.writer.write(
-            f"{line} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            f"{line} HTTP/1.1\r\nhost: a\r\ncontent-type: {content_type}\r\n"
             f"content-length: {len(body)}\r\n\r\n".encode()
             + body
         )

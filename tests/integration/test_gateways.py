@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
 from websockets.sync.client import connect
 
 from gateway.provider.local import process_tags
@@ -226,3 +227,26 @@ def test_sandbox_that_ends_while_redis_is_away_is_on_record_once_it_is_back(tmp_
         redis.start()
         wait_until(lambda: b.state(session)["state"] == "lost", "the record says it")
         assert b.run(session, "cat note").json()["stdout"] == "kept\n"
+
+
+def test_live_session_is_found_again_after_redis_lost_everything(tmp_path: Path) -> None:
+    """No gateway takes it for one that never was, nor its gateway for dead; what never was is 404 in the end."""
+    redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
+    with two(tmp_path, "--snapshots", f"file://{tmp_path}/snapshots", redis=redis) as (a, b, _):
+        session = a.session()
+        assert a.run(session, "echo kept > note").status_code == 200
+        with Redis.from_url(redis.url) as client:
+            client.flushdb()
+        seen: list[int] = []
+
+        def found() -> bool:
+            reply = b.run(session, "cat note")
+            seen.append(reply.status_code)
+            assert reply.status_code == 200 or "retry-after" in reply.headers, reply.text
+            return reply.status_code == 200 and reply.json()["stdout"] == "kept\n"
+
+        wait_until(found, "it is found")
+        assert set(seen) <= {200, 503}
+        assert b.run(session, "true").headers["x-wakegate-start"] == "live"
+        assert a.state(session)["state"] == "active"
+        wait_until(lambda: b.run("never-was", "true").status_code == 404, "the records are complete")

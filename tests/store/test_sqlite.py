@@ -380,3 +380,18 @@ async def test_full_disk_is_an_error_until_there_is_space(tmp_path: Path) -> Non
     assert reads == "reads"
     _, answered, found = healed.split()
     assert int(found) == int(answered) + 1 > 10
+
+
+async def test_file_that_was_removed_takes_no_record(store: SqliteStore, path: Path) -> None:
+    """sqlite would go on writing into it, and each record end with the process; put back, it goes on."""
+    await store.put(session("before"))
+    away = path.with_name("away")
+    path.rename(away)
+    for write in (lambda: store.put(session("lost")), store.ping):
+        with pytest.raises(StoreUnavailableError, match="was removed while this gateway ran"):
+            await write()
+    path.write_bytes(b"")
+    with pytest.raises(StoreUnavailableError, match="was replaced while"):
+        await store.ping()
+    away.rename(path)
+    await store.put(session("after"))

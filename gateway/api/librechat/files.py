@@ -15,9 +15,11 @@ from gateway.api.downloads import Download
 from gateway.api.errors import ErrorShape, Handler, ParamError
 from gateway.api.http import JSON, chunks_of, read_chunks
 from gateway.api.librechat.storage import Storage, Stored, file_id
+from gateway.api.sessions import while_connected
 from gateway.api.workspace_files import inner_path
 from gateway.core.errors import BadRequestError, NotFoundError, WakegateError, public_message
 from gateway.core.interfaces import SandboxCaller
+from gateway.core.model import Session
 
 _MAX_UPLOAD_BYTES = 1 << 30  # of a form; LibreChat's own bound is 150 MiB
 _MAX_FILES = 256
@@ -47,9 +49,8 @@ class FilesAPI:
         form = await _form(request)
         try:
             parts, names = _parts(form)
-            session = await self._storage.make(request, shared=_is_shared(form))
-            for part, name in zip(parts, names, strict=True):
-                await self._storage.files(session).write(name, chunks_of(part))
+            async with self._storage.made(request, shared=_is_shared(form)) as session:
+                await while_connected(request, self._write_all(session, parts, names), "an upload")
         finally:
             await form.close()
         files = [{"fileId": file_id(name), "filename": name} for name in names]
@@ -63,14 +64,8 @@ class FilesAPI:
         form = await _form(request)
         try:
             parts, names = _parts(form)
-            session = await self._storage.make(request, shared=_is_shared(form))
-            files: list[dict[str, Any]] = []
-            for part, name in zip(parts, names, strict=True):
-                try:
-                    await self._storage.files(session).write(name, chunks_of(part))
-                    files.append({"status": "success", "fileId": file_id(name), "filename": name})
-                except WakegateError as error:
-                    files.append({"status": "error", "filename": name, "error": public_message(error)})
+            async with self._storage.made(request, shared=_is_shared(form)) as session:
+                files = await while_connected(request, self._write_each(session, parts, names), "an upload")
         finally:
             await form.close()
         failed = sum(each["status"] == "error" for each in files)
@@ -79,6 +74,22 @@ class FilesAPI:
             "message": message, "session_id": session.id, "storage_session_id": session.id, "files": files,
             "succeeded": len(files) - failed, "failed": failed,
         })  # fmt: skip
+
+    async def _write_all(self, session: Session, parts: Sequence[UploadFile], names: Sequence[str]) -> None:
+        for part, name in zip(parts, names, strict=True):
+            await self._storage.files(session).write(name, chunks_of(part))
+
+    async def _write_each(
+        self, session: Session, parts: Sequence[UploadFile], names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        files: list[dict[str, Any]] = []
+        for part, name in zip(parts, names, strict=True):
+            try:
+                await self._storage.files(session).write(name, chunks_of(part))
+                files.append({"status": "success", "fileId": file_id(name), "filename": name})
+            except WakegateError as error:
+                files.append({"status": "error", "filename": name, "error": public_message(error)})
+        return files
 
     async def _list(self, request: Request) -> Response:
         session = await self._storage.require(request, request.path_params["session_id"])

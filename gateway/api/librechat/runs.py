@@ -75,16 +75,20 @@ class RunsAPI:
             raise BadRequestError("the body must be a JSON object")
         job = read_job(body)
         session = await self._session(request, job)
-        answer = await while_connected(request, self._run(request, session, job), "a program")
+        if session is not None:
+            answer = await while_connected(request, self._run(request, session, job), "a program")
+        else:
+            async with self._storage.made(request) as session:
+                answer = await while_connected(request, self._run(request, session, job), "a program")
         return JSON(answer, headers=session_headers(session.id))
 
-    async def _session(self, request: Request, job: Job) -> Session:
-        """The session that the request or one of its files names, else a new one."""
+    async def _session(self, request: Request, job: Job) -> Session | None:
+        """The session that the request or one of its files names; None: a new one is needed."""
         for name in dict.fromkeys((job.session, *(each.session for each in job.files))):
             if (session := await self._found(request, name)) is not None and not is_shared(session):
                 request.state.session_id = session.id
                 return session
-        return await self._storage.make(request)
+        return None
 
     async def _found(self, request: Request, name: str) -> Session | None:
         try:

@@ -6,11 +6,13 @@ an agent or a skill: many users read its files, so no program is run in it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -72,6 +74,16 @@ class Storage:
         )
         request.state.session_id, request.state.created = session.id, session
         return session
+
+    @asynccontextmanager
+    async def made(self, request: Request, *, shared: bool = False) -> AsyncIterator[Session]:
+        """As `make`, for work upon which the answer tells its id: where that fails or is cancelled, it ends again."""
+        session = await self.make(request, shared=shared)
+        try:
+            yield session
+        except BaseException:
+            await asyncio.shield(self._lifecycle.end_unclaimed(session.id))
+            raise
 
     async def require(self, request: Request, name: str) -> Session:
         """The storage session of that id. Raises SessionNotFoundError, also for another API's session."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from gateway.api.file_links import link_of
 from gateway.api.http import JSON, read_json, session_headers
 from gateway.api.openai.messages import LIST_NAMES, message
 from gateway.api.openai.tool_call_stream import EventStream
-from gateway.api.sessions import choose_runtime, named_session
+from gateway.api.sessions import ClientLeftError, choose_runtime, create_session, named_session, while_connected
 from gateway.api.tools.calls import Call, ToolCalls, loads_leniently, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
 from gateway.api.tools.idempotency import IdempotencyCache
@@ -43,6 +43,7 @@ class OpenSession:
     restored: str | None
     tools: Mapping[str, Tool]
     is_new: bool = False  # created for this request
+    is_unnamed: bool = False  # and known by its answer alone
 
     def headers(self) -> dict[str, str]:
         """The headers that answers of the data path also have."""
@@ -99,7 +100,8 @@ class ToolsAPI:
         base_url = str(request.base_url)
         if asked.stream:
             return self._streamed(asked, session, turn, base_url)
-        outcomes = await self._service.run(turn, session.tools, asked.calls)
+        running = self._service.run(turn, session.tools, asked.calls)
+        outcomes = await (self._run_for_client(request, session, running) if session.is_unnamed else running)
         document = self._document(asked, session, outcomes, base_url)
         # A client that has disconnected may retry, and must then get these results: its turn has not ended.
         if not await request.is_disconnected():
@@ -114,16 +116,29 @@ class ToolsAPI:
             runtime = choose_runtime(self._catalog, request, asked.runtime)
             key = _idempotency_key(request)
             if key is None:
-                return await self._create(runtime)
+                opened = await create_session(request, self._lifecycle, runtime.key)
+                return OpenSession(
+                    opened.session.id, opened.start, None, tools_of(runtime), is_new=True, is_unnamed=True
+                )
             session_id = (await self._sessions.run(key, lambda: self._create(runtime)))[0].session_id
         request.state.session_id = session_id
         readiness, tools = await self._service.open(session_id)
         return OpenSession(session_id, readiness.start, readiness.restored, tools)
 
     async def _create(self, runtime: Runtime) -> OpenSession:
-        # Not `api.sessions.create_session`, which ends the session when the client leaves: a call outlives its client.
+        # Not `create_session`, which ends the session when the client leaves: with its key it can ask for it again.
         opened = await self._lifecycle.create(runtime.key)
         return OpenSession(opened.session.id, opened.start, None, tools_of(runtime), is_new=True)
+
+    async def _run_for_client(
+        self, request: Request, session: OpenSession, running: Coroutine[Any, Any, Sequence[Outcome]]
+    ) -> Sequence[Outcome]:
+        """Run calls for a client that alone will know the session, by the answer; without it the session ends."""
+        try:
+            return await while_connected(request, running, "tool calls in a new session")
+        except ClientLeftError:
+            await self._lifecycle.end_unclaimed(session.session_id)
+            raise
 
     def _document(
         self, asked: ToolCalls, session: OpenSession, outcomes: Sequence[Outcome], base_url: str

@@ -107,6 +107,12 @@ class Pools:
         # Three in a row are no accident.
         for _ in range(MAX_FAILED_STARTS):
             sandbox, start = await self._next(self._pool(runtime), runtime)
+            if not sandbox.workspace.exists():
+                # Somebody has deleted the state directory: what the session writes would be lost with its sandbox.
+                self._registry.end_soon([sandbox])
+                raise _start_error(
+                    runtime, "the workspaces' folder was removed while this gateway ran; restart it", 0.0
+                )
             if sandbox.is_alive:
                 claimed = sandbox.claim(session_id, start)
                 self._tasks.spawn(self._begin_cpu_count(sandbox))
