@@ -36,6 +36,22 @@ async def test_warm_claim_awaits_nothing(tmp_path: Path) -> None:
         await filled(provider)
 
 
+async def test_claim_is_refused_where_the_workspaces_were_removed(tmp_path: Path) -> None:
+    """What such a sandbox writes would be gone with it; once the folder is back, sandboxes start again."""
+    async with serving(tmp_path, runtime(warm=1)) as provider:
+        await filled(provider)
+        assert provider._state_dir is not None
+        workspaces = provider._state_dir.workspaces
+        workspaces.rename(tmp_path / "away")
+        try:
+            with pytest.raises(SandboxStartError, match="was removed while this gateway ran"):
+                await provider.claim(KEY, SessionId("s1"))
+        finally:
+            (tmp_path / "away").rename(workspaces)
+        await filled(provider)
+        assert (await provider.claim(KEY, SessionId("s2"))).session_id == "s2"
+
+
 async def test_claim_reads_nothing_of_the_kernel_on_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
