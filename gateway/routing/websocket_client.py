@@ -44,6 +44,20 @@ class ClientSocket(WebSocketsSansIOProtocol):
             self._joined = bytearray()
             self.send_receive_event_to_app()
 
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            data = b"".join(self.frames)
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                # uvicorn's own writes a traceback for each into the log, which any client can then fill.
+                self.frames = []
+                if not self.close_sent:
+                    self.conn.send_close(1007)
+                    self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
     def handle_ping(self) -> None:
         frames = self.conn.data_to_send()
         if not self.writable.is_set():

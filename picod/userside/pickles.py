@@ -130,7 +130,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
             with open(path, "rb") as file:
                 values = unpickler(file, lost).load()
             break
-        except Exception:
+        except BaseException:
             if unpickler is _LenientUnpickler:
                 raise
     if not isinstance(values, dict):
@@ -144,7 +144,7 @@ def reason_of(error: BaseException) -> str:
     return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 3] + "..."
 
 
-def _lost_class(what: str, error: Exception, lost: dict[str, str]) -> type[Lost]:
+def _lost_class(what: str, error: BaseException, lost: dict[str, str]) -> type[Lost]:
     reason = reason_of(error)
     lost[what] = reason
     return type(what.rpartition(".")[2], (Lost,), {"what": what, "reason": reason})
@@ -160,7 +160,7 @@ class _Unpickler(pickle.Unpickler):  # the user's own pickle, in the user's own 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return super().find_class(module, name)
-        except Exception as error:  # a module may fail in any way while it is imported
+        except BaseException as error:  # a module may fail in any way while it is imported
             return _lost_class(f"{module}.{name}", error, self._lost)
 
 
@@ -178,7 +178,7 @@ class _LenientUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return super().find_class(module, name)
-        except Exception as error:
+        except BaseException as error:
             return _lost_class(f"{module}.{name}", error, self._lost)
 
     def attempt(self, load: Callable[[Any], None], takes: int) -> None:
@@ -188,7 +188,7 @@ class _LenientUnpickler(pickle._Unpickler):
         maker = stack[base]
         try:
             load(self)
-        except Exception as error:
+        except BaseException as error:
             made = maker if isinstance(maker, (type, types.FunctionType)) else type(maker)
             kind = _lost_class(f"{made.__module__}.{made.__qualname__}", error, self._lost)
             del stack[base:]

@@ -3,7 +3,8 @@
 Runs inside the kernel, as user code, asked by picod (picod/interpreter/suspend.py): a pickle is a program, so picod
 itself never opens one. Known in the kernel as the module `_wakegate_state`.
 
-Variables that do not pickle are left out and reported with the reason. Before the others are loaded, everything that
+Variables that do not pickle are left out and reported with the reason, also those that leave by SystemExit, as modules
+meant as programs do, or that never come to an end. Before the others are loaded, everything that
 their pickle may need is restored: environment, working folder, import path, .pth files of packages that the session
 installed, and import caches. The caches are stale because the kernel of a warm sandbox starts before it has the
 session's files.
@@ -11,16 +12,19 @@ session's files.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import linecache
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +64,30 @@ class _Bounded(io.RawIOBase):
         return size
 
 
+@contextlib.contextmanager
+def _until(deadline: float) -> Iterator[None]:
+    """Interrupt what runs in the block at that monotonic second, by a LimitError: also a sleep, or a lock it waits for.
+
+    Not what computes in C without looking at signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, in which cells run
+        return
+
+    def interrupt(*_: object) -> None:
+        raise LimitError("saving it took too long")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rest, interval = signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before if before is not None else signal.SIG_DFL)
+        if rest:  # the code's own alarm
+            signal.setitimer(signal.ITIMER_REAL, rest, interval)
+
+
 def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     """Write BASE.pickle and BASE.json, each atomically, and the report to the file `report_to`.
 
@@ -74,13 +102,13 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     temporary = f"{base}.pickle.new"
     try:
         _dump(make, chosen, temporary, max_bytes, started + seconds / 2)
-    except Exception:
+    except BaseException:
         # One by one, to find those that do not pickle. Each dump repeats shared objects, so this is slower; it may last
         # until three quarters of the time are over, and the last quarter is for the dump of those that do.
         chosen = _picklable(make, values, max_bytes, started + seconds * 0.75, unsaved)
         try:
             _dump(make, chosen, temporary, max_bytes, started + seconds)
-        except Exception as error:  # each one pickles by itself, all together do not fit
+        except BaseException as error:  # each one pickles by itself, all together do not fit
             unsaved |= dict.fromkeys(chosen, pickles.reason_of(error))
             chosen = {}
             _dump(make, chosen, temporary, max_bytes, started + 2 * seconds)
@@ -130,7 +158,18 @@ def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
     with open(f"{base}.json") as file:
         document = json.load(file)
     failed: dict[str, str] = {entry["name"]: entry["reason"] for entry in document["unsaved"]}
+    # A module that was imported from the folder in which the kernel began is not in the one that the code went to.
+    first_folder = os.getcwd()
     surroundings.restore(document, failed)
+    sys.path.append(first_folder)
+    try:
+        _load_variables(shell, base, document, failed, report_to)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(first_folder)
+
+
+def _load_variables(shell: Any, base: str, document: Mapping[str, Any], failed: dict[str, str], report_to: str) -> None:
     for name, text in document["sources"].items():
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     restored = 0
@@ -138,7 +177,7 @@ def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
         try:
             shell.user_ns[name] = importlib.import_module(module)
             restored += 1
-        except Exception as error:
+        except BaseException as error:
             failed[name] = pickles.reason_of(error)
     values, inside = _read_values(base, document, failed)
     for name, value in values.items():
@@ -163,7 +202,7 @@ def _read_values(
         return {}, {}
     try:
         return pickles.read(f"{base}.pickle")
-    except Exception as error:
+    except BaseException as error:
         failed |= dict.fromkeys(document["names"], pickles.reason_of(error))
         return {}, {}
 
@@ -188,7 +227,7 @@ def _candidates(shell: Any) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _dump(make: pickles.Make, values: Mapping[str, Any], path: str, most: int, deadline: float) -> None:
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, _until(deadline):
         make(_Bounded(most, deadline, file)).dump(dict(values))
 
 
@@ -199,10 +238,12 @@ def _picklable(
     sizes: dict[str, int] = {}
     for name, value in values.items():
         counter = _Bounded(most, deadline)
+        now = time.monotonic()
         try:
-            make(counter).dump(value)
+            with _until(now + (deadline - now) / 3):  # one that hangs leaves time for the others
+                make(counter).dump(value)
             sizes[name] = counter.size
-        except Exception as error:
+        except BaseException as error:
             unsaved[name] = pickles.reason_of(error)
     left, kept = most, {}
     for name in sorted(sizes, key=lambda name: sizes[name]):

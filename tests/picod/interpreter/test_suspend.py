@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.interpreters import interpreter_process, run_code
 from tests.support.picod import Executor
 
@@ -267,3 +269,47 @@ def test_state_that_kills_its_reader_is_kept_aside(tmp_path: Path) -> None:
             assert run_code(second, "1")["error"]["name"] == "KernelDied"
             assert (second.workspace / ".wakegate/state/default.pickle.failed").read_bytes() == kept
             assert run_code(second, "1 + 1")["results"] == [{"text/plain": "2"}]
+
+
+ODD = {
+    "leaves-by-exit": "class A:\n    def __getstate__(self): raise SystemExit(3)",
+    "leaves-by-interrupt": "class A:\n    def __reduce__(self): raise KeyboardInterrupt",
+    "leaves-when-it-is-made": "def leave(): raise SystemExit\nclass A:\n    def __reduce__(self): return leave, ()",
+    "leaves-when-it-is-filled": "class A:\n    x = 1\n    def __getstate__(self): return 1\n"
+    "    def __setstate__(self, _): raise SystemExit",
+    "module-that-leaves": "import os, sys; os.makedirs('mods'); sys.path.append(os.path.abspath('mods'))\n"
+    "open('mods/leaving.py', 'w').write('class A: pass\\n'); import leaving\n"
+    "A = leaving.A; open('mods/leaving.py', 'w').write('raise SystemExit(1)\\n')",
+    "never-ends": "import time\nclass A:\n    def __reduce__(self): time.sleep(1000)",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_one_object_that_leaves_costs_no_other_variable(tmp_path: Path, name: str) -> None:
+    """By an exception that is no Exception, or by never coming to an end: the others are there."""
+    with interpreter_process(tmp_path / "one") as picod:
+        assert run_code(picod, f"{ODD[name]}\nbefore = [1]\nodd = A()\nafter = {{'a': before}}")["error"] is None
+        suspend(picod)
+        with woken(tmp_path / "two", picod) as other:
+            assert run_code(other, "print(after['a'] is before, 'odd' in globals())")["stdout"] == "True False\n"
+
+
+def test_own_alarm_of_the_code_goes_on_while_it_is_saved(tmp_path: Path) -> None:
+    """Saving borrows the timer of the process for as long as it takes."""
+    code = "import signal; rang = []; signal.signal(signal.SIGALRM, lambda *_: rang.append(1)); signal.alarm(1)"
+    with interpreter_process(tmp_path / "one") as picod:
+        assert run_code(picod, code)["error"] is None
+        suspend(picod)
+        wait = "import time\nfor _ in range(300):\n    if rang: break\n    time.sleep(0.02)\nprint(rang)"
+        assert run_code(picod, wait)["stdout"] == "[1]\n"
+
+
+def test_module_of_the_first_folder_is_found_from_another(tmp_path: Path) -> None:
+    """The import path begins with the folder that the code is in, which it may have changed since."""
+    code = "open('own.py', 'w').write('class Q: z = 1\\n'); import os, own; q = own.Q()"
+    with interpreter_process(tmp_path / "one") as picod:
+        assert run_code(picod, f"{code}\nos.makedirs('w'); os.chdir('w')")["error"] is None
+        suspend(picod)
+        with woken(tmp_path / "two", picod) as other:
+            code = "import sys; print(q.z, own.Q.z, os.path.basename(os.getcwd()), len(sys.path) == len(set(sys.path)))"
+            assert run_code(other, code)["stdout"] == "1 1 w True\n"
