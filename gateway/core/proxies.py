@@ -37,12 +37,18 @@ def read_proxies(text: str) -> TrustedProxies | None:
         if not (name := each.strip()):
             continue
         try:
-            networks.append(ip_network(name))
+            networks.append(_plain(ip_network(name)))
         except ValueError as error:
             raise SettingsError(
                 [f"--trusted-proxies: {error}; expected addresses and networks, as in 10.0.0.7,192.168.0.0/16,fd00::/8"]
             ) from None
     return TrustedProxies(networks) if networks else None
+
+
+def _plain(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """IPv4 written as IPv6 (::ffff:10.0.0.0/104) as IPv4, which is how the addresses of senders are compared."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
 
 
 @lru_cache(maxsize=4096)

@@ -183,6 +183,17 @@ def test_host_and_scheme_are_those_that_go_with_the_client(claims: str, host: st
     assert (believed.host.decode(), believed.scheme) == (host, scheme)
 
 
+@pytest.mark.parametrize("written", ["10.0.0.0/8", "::ffff:10.0.0.0/104", "::ffff:a00:0/104", "10.0.0.0/255.0.0.0"])
+@pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "::ffff:a01:203", "0:0:0:0:0:ffff:a01:203"])
+def test_network_of_ipv4_is_trusted_in_either_form(written: str, address: str) -> None:
+    """Also where the setting has it as IPv6, and of a dual-stack socket; no other address with it."""
+    proxies = read_proxies(written)
+    assert proxies is not None
+    assert proxies.trust(address)
+    assert not proxies.trust("11.1.2.3")
+    assert not proxies.trust("::a01:203")
+
+
 @pytest.mark.parametrize("field", [b"x-forwarded-for", b"forwarded"])
 def test_long_chains_are_cut(field: bytes) -> None:
     """Of a field's entries the last ones count, and no more of them go on."""

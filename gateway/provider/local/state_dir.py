@@ -67,6 +67,10 @@ class StateDir:
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()}".encode())
             return cls(state, lock)
+        except OSError as error:
+            os.close(lock)
+            where = error.filename or state
+            raise SettingsError([f"state directory {state}: {where}: {error.strerror}"]) from None
         except BaseException:
             os.close(lock)
             raise
@@ -193,10 +197,10 @@ def owner_name(state: Path) -> str:
     """The name of the state directory's owner: random, made at the first call and stored."""
     path = state / "owner"
     try:
-        name = path.read_text().strip()
+        name = path.read_bytes()[:64].decode("ascii", "replace").strip()
     except FileNotFoundError:
         name = ""
-    if not (len(name) == 16 and name.isalnum()):
+    if not (len(name) == 16 and name.isascii() and name.isalnum()):
         name = secrets.token_hex(8)
         path.write_text(name)
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import resource
 import socket
 import subprocess
@@ -119,6 +120,32 @@ def test_unusable_state_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"state directory .*/file/state: Not a directory; .*--state-dir"):
         StateDir.open(tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize("inside", ["owner/", "lock/", "run", "workspaces", "trash"])
+def test_state_directory_with_something_else_in_a_files_place_is_named(tmp_path: Path, inside: str) -> None:
+    """A folder where a file is expected, or a file where a folder is: a sentence, and the lock is free again."""
+    state = tmp_path / "state"
+    state.mkdir()
+    if inside.endswith("/"):
+        (state / inside).mkdir()
+    else:
+        (state / inside).write_text("")
+    with pytest.raises(SettingsError, match=rf"state directory .*{inside.rstrip('/')}|--state-dir"):
+        StateDir.open(state)
+    (state / inside).rmdir() if inside.endswith("/") else (state / inside).unlink()
+    StateDir.open(state).close()
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\x00\n", b"a" * 5000, "\u0663".encode() * 16, b"../../../etc/abc"])
+def test_damaged_name_of_an_owner_is_made_anew(tmp_path: Path, text: bytes) -> None:
+    """It becomes part of paths and of control groups' names."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "owner").write_bytes(text)
+    state_dir = StateDir.open(state)
+    assert re.fullmatch("[0-9a-f]{16}", state_dir.owner)
+    state_dir.close()
 
 
 # Deletion.
