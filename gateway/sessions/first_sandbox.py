@@ -46,7 +46,7 @@ class FirstSandbox:
             try:
                 await self._quotas.reserve_sandbox(tenant, session_id, runtime)
             except BaseException:
-                await asyncio.shield(self._provider.release(sandbox.id))
+                await asyncio.shield(self._give_back(tenant, session_id, sandbox))
                 raise
         return sandbox, took
 
@@ -57,8 +57,14 @@ class FirstSandbox:
             written = await self._records.put(session)
         except BaseException:
             self._bindings.remove(sandbox.id)
-            await asyncio.shield(self._provider.release(sandbox.id))
-            await self._quotas.release(session.tenant, session.id)
+            await asyncio.shield(self._give_back(session.tenant, session.id, sandbox))
             raise
         self._records.tell("session.started", written, start=sandbox.start, sandbox=sandbox.id)
         return written
+
+    async def _give_back(self, tenant: str, session_id: SessionId, sandbox: Sandbox) -> None:
+        """Of a session of which there will be no record: its sandbox, and what was reserved for it."""
+        try:
+            await self._provider.release(sandbox.id)
+        finally:
+            await self._quotas.release(tenant, session_id)

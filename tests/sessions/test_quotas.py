@@ -296,6 +296,29 @@ async def test_session_whose_record_cannot_be_written_holds_nothing(
     assert await world.sandboxes() == set()
 
 
+async def test_create_that_cannot_be_counted_again_holds_nothing(
+    world: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store goes away during a long start: what was reserved before it is given back, and the sandbox."""
+    await world.limit(sandboxes=1)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("away")
+
+    world.provider.hold = started = asyncio.Event()
+    late = asyncio.create_task(world.create())
+    while not world.admission._claiming:
+        await asyncio.sleep(0)
+    world.clock.advance(RESERVATION_S - 1.0)
+    with monkeypatch.context() as away:
+        away.setattr(world.store.quotas, "reserve", refuse)
+        started.set()
+        with pytest.raises(StoreUnavailableError):
+            await late
+    assert await world.used() == {}
+    assert await world.sandboxes() == set()
+
+
 async def test_lost_record_holds_no_quota(world: Limited) -> None:
     """As after a store lost it, or a gateway died between the record's end and its settlement."""
     await world.limit(sandboxes=1)
