@@ -4,8 +4,9 @@
 
 Prints p50 of a connection made directly and through the proxy, MB/s of one download each way, how many connections
 are open at once and echo, how much memory the service takes, and p99 of requests to a sandbox at c=64 while egress
-runs at full rate as a ratio to that without, in one run; then requests over HTTPS directly and where TLS is ended,
-and a package from its host and from the cache. Needs wrk, nginx and user namespaces.
+runs at full rate as a ratio to that without, in one run, also with the service at a lower priority; then
+requests over HTTPS directly and where TLS is ended, and a package from its host and from the cache. Needs wrk, nginx,
+user namespaces and, for the priorities, root.
 """
 
 from __future__ import annotations
@@ -61,6 +62,23 @@ def measure(address: str, port: int, target: str, rounds: int, megabytes: int) -
     print(json.dumps({"p50_ms": quantile(times, 0.5), "p99_ms": quantile(times, 0.99), "mb_s": megabytes / took}))
 
 
+def pass_on(port: int) -> None:
+    """Pass what comes at a port on to the origin, after a line that names it: no policy, no log, no limits."""
+    listener = socket.create_server(("127.0.0.1", port))
+    print("ready", flush=True)
+    buffer = memoryview(bytearray(256 << 10))
+    while True:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            to = 22 if b":22 " in client.recv(4096) else 80
+            with socket.create_connection((PUBLIC, to)) as upstream:
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                if to == 80:
+                    upstream.sendall(client.recv(4096))
+                    while count := upstream.recv_into(buffer):
+                        client.sendall(buffer[:count])
+
+
 def measured(wrapper: list[str], *arguments: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     command = [*wrapper, sys.executable, "-m", "loadtest.egress_bench", "--measure", *arguments]
@@ -100,12 +118,23 @@ def p99_ms(url: str, session: str, seconds: int) -> float:
 async def data_path(proxy: Proxy, world: Internet, seconds: int) -> None:
     """Print p99 alone, beside a download at full rate that is made directly, and beside one through egress.
 
-    The direct one tells what the download's own processes cost, where there are fewer cores than processes. In turns,
-    and the best of each: a change of the machine's speed affects all.
+    The direct ones tell what the processes of a download cost by themselves, where there are fewer cores than that: one
+    has the two of any download, the other a process between them that passes the bytes on and decides nothing
+    (`--pass-on`), so as many as egress has. In turns, and the median of each: a change of the machine's speed affects
+    all.
     """
     direct = [*world.enter, sys.executable, "-m", "loadtest.egress_bench", "--measure", PUBLIC, "0", ""]
     proxied = [sys.executable, "-m", "loadtest.egress_bench", "--measure", "127.0.0.1", str(proxy.port), ORIGIN]
-    loads: dict[str, list[str]] = {"alone": [], "beside a direct download": direct, "beside egress": proxied}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        passing = str(free.getsockname()[1])
+    plain = [*world.enter, sys.executable, "-m", "loadtest.egress_bench", "--measure", "127.0.0.1", passing, "plain"]
+    loads: dict[str, list[str]] = {
+        "alone": [], "beside a direct download": direct, "beside one that is passed on": plain,
+        "beside egress": proxied, "beside egress at a lower priority": proxied,
+    }  # fmt: skip
+    service = proxy.gate.pid
+    assert service is not None
+    priority = os.getpriority(os.PRIO_PROCESS, service)
     times: dict[str, list[float]] = {name: [] for name in loads}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -118,6 +147,14 @@ async def data_path(proxy: Proxy, world: Internet, seconds: int) -> None:
             for _ in range(3):
                 for name, command in loads.items():
                     with contextlib.ExitStack() as stack:
+                        os.setpriority(os.PRIO_PROCESS, service, 10 if name.endswith("lower priority") else priority)
+                        if command is plain:
+                            passer = [*world.enter, sys.executable, "-m", "loadtest.egress_bench", "--pass-on", passing]
+                            between = subprocess.Popen(passer, stdout=subprocess.PIPE, text=True)
+                            stack.callback(between.wait)
+                            stack.callback(between.kill)
+                            assert between.stdout is not None
+                            between.stdout.readline()
                         if command:
                             load = subprocess.Popen([*command, "1", "100000000"], stdout=subprocess.DEVNULL)
                             stack.callback(load.wait)
@@ -125,9 +162,10 @@ async def data_path(proxy: Proxy, world: Internet, seconds: int) -> None:
                         times[name].append(await asyncio.to_thread(p99_ms, url, session, seconds))
             gateway.terminate()
         nginx.terminate()
-    base = min(times["alone"])
+    base = quantile(times["alone"], 0.5)
     for name, found in times.items():
-        print(f"data path p99 at c=64 {name}: {min(found):.2f} ms, {min(found) / base:.2f} of that alone")
+        middle, all_of_it = quantile(found, 0.5), ", ".join(f"{each:.1f}" for each in found)
+        print(f"data path p99 at c=64 {name}: {middle:.2f} ms, {middle / base:.2f} of that alone ({all_of_it})")
 
 
 async def over_tls(proxy: Proxy, trust: str, host: str, path: str, rounds: int) -> tuple[list[float], float]:
@@ -207,7 +245,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=500)
     parser.add_argument("--seconds", type=int, default=8, help="of each load on the data path; 0: leave it out")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--pass-on", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pass_on:
+        pass_on(options.pass_on)
     if options.measure:
         address, port, target, rounds, megabytes = options.measure
         measure(address, int(port), target, int(rounds), int(megabytes))

@@ -183,6 +183,8 @@ def _members(
             if left < 0:
                 raise TooLargeError(f"the bundle is larger than {max_bytes} bytes once unpacked")
             yield path, member, content
+        if not seen:  # also of a disk's worth of zeros, which is an archive that ends at once
+            raise BadRequestError("the bundle has no files")
     except tarfile.TarError as error:
         raise BadRequestError(f"the bundle is no tar archive: {error}") from None
 

@@ -63,7 +63,8 @@ def explain(requirements: Sequence[Requirement], output: str) -> str:
     """Why pip failed, with the line that names the package where that can be told."""
     last = [line.strip() for line in output.splitlines() if line.strip()]
     # pip prints many lines of progress and of advice; the person needs the one that says what failed.
-    errors = [line for line in last if line.startswith("ERROR:")] or last[-3:]
+    # `ERROR: Exception:` alone is a traceback of its own, of which the last line says something.
+    errors = [line for line in last if line.startswith("ERROR:") and line != "ERROR: Exception:"] or last[-3:]
     printed = " ".join(errors)[:_SHOWN_CHARS] or "pip printed no error"
     missing = _MISSING.search(output)
     if missing is not None:

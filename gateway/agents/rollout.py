@@ -76,6 +76,10 @@ def step(agent: Agent, health: Health, now: float) -> Agent:
     return agent
 
 
+# In a cluster nobody looks into its pod.
+_NO_REASON = "no reason is known; it has to listen on AGENT_HOST, not only on 127.0.0.1, and on AGENT_PORT"
+
+
 def failure_of(rollout: Rollout, health: Health, now: float) -> str:
     """Why a rollout has failed; empty if it has not."""
     strategy = rollout.strategy
@@ -83,7 +87,7 @@ def failure_of(rollout: Rollout, health: Health, now: float) -> str:
     if not health.ready and health.failures >= _FAILED_STARTS:
         return f"its sandboxes do not become ready: {health.last_error}"
     if rollout.phase is Phase.STARTING and not health.ready and now - rollout.since >= strategy.start_timeout:
-        return f"it was not ready after {strategy.start_timeout:g} s" + (health.last_error and f": {health.last_error}")
+        return f"it was not ready after {strategy.start_timeout:g} s: {health.last_error or _NO_REASON}"
     # From a number of requests on: the first one to fail would otherwise be an error rate of 100 %.
     if health.requests >= strategy.min_requests and health.errors > strategy.max_error_rate * health.requests:
         return f"{health.errors} of {health.requests} requests failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from gateway.core.errors import BadRequestError
 from gateway.core.units import parse_duration
 
 _FIELDS = ("canary", "window", "startTimeout", "maxErrorRate", "minRequests")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def read_strategy(value: Any) -> Strategy:
@@ -27,6 +29,10 @@ def read_strategy(value: Any) -> Strategy:
     header, expected = canary.get("header") or "", canary.get("value") or ""
     if not all(isinstance(each, str) and len(each) <= 128 and each.isascii() for each in (header, expected)):
         raise BadRequestError("strategy.canary: header and value are text of at most 128 characters")
+    if header and not _HEADER.fullmatch(header):
+        raise BadRequestError(f"strategy.canary.header: expected the name of a header, got {header[:64]!r}")
+    if expected and not header:
+        raise BadRequestError("strategy.canary: expected the header that has the value")
     return Strategy(
         weight=_number(canary, "weight", "strategy.canary.", 0, 100, usual.weight),
         header=header.lower(),

@@ -6,6 +6,7 @@ Errors: `{"error": text, "code": CODE}`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -192,7 +193,10 @@ def _position(text: str) -> tuple[float, str] | None:
         return None
     at, _, task_id = text.partition(",")
     try:
-        return float(at), task_id
+        position = float(at)
+        if math.isnan(position):
+            raise ValueError
+        return position, task_id
     except ValueError:
         raise BadRequestError(f"before: expected `next` of the page before, got {text[:64]!r}") from None
 

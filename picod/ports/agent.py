@@ -2,7 +2,8 @@
 
 picod starts the agent's command, answers /health once it is ready, and forwards every request with a token, unchanged,
 to the port whose prefix of the path is longest. picod's own API does not exist there: a request to such a sandbox is a
-request to the agent. When the agent exits, picod exits too, with the last lines of the agent's log as the reason.
+request to the agent. When the agent exits, picod exits too, with the last lines of the agent's log as the reason; while
+it does not answer, picod says what it does instead: where it listens, and its last lines.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from typing import Any, NoReturn
 from picod.commands.background import Process
 from picod.commands.command_spec import CommandSpec, encode_env, find_executable
 from picod.commands.services import CommandServices
-from picod.http.request import Request, reason_of
+from picod.http.request import Request, RequestError, reason_of
 from picod.ports.api import forward
 from picod.ports.heads import PortRequest
+from picod.ports.listening import Listener, listeners
 
 _EARLY_POLL_S = 0.05  # between the first 200 probes (ten seconds), then the probe's own period, usually seconds
 _EARLY_POLLS = 200
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 2000, 3  # of the agent's log, in the reason for its exit
+_FIRST_HINT_S = 2.0  # after which it is said why it is not ready; and again after twice the time
+_MAX_SHOWN = 8  # ports in that
+_END_S = 0.2  # in which an agent that broke off may turn out to have ended
 _EXIT_STATUS = os.EX_SOFTWARE  # of a picod whose agent has exited
 
 
@@ -67,6 +72,7 @@ class Agent:
         self._folder = config.working_dir or commands.config.workspace
         self._probing: asyncio.Task[None] | None = None
         self._process: Process | None = None
+        self._before: frozenset[Listener] = frozenset()
 
     def start(self) -> None:
         """Start the command and its probe. If it cannot be started, picod exits with the reason."""
@@ -74,6 +80,8 @@ class Agent:
             cwd_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             self._exit(f"its working directory {self._folder}: {reason_of(error)}")
+        # Without a network of its own (`--isolation process`) a sandbox sees those of the machine, too.
+        self._before = listeners()
         try:
             process = self._process = self._spawn(self._config.command, cwd_fd)
         finally:
@@ -90,6 +98,12 @@ class Agent:
                 return port
         return self._config.targets[-1][1]  # no prefix fits: the shortest one's, which is most likely the whole server
 
+    async def end(self) -> None:
+        """Wait for a moment whether the agent ends, and this process with it."""
+        if self._process is not None:
+            await asyncio.wait((self._process.child.exited,), timeout=_END_S)
+            await asyncio.sleep(0)
+
     def _spawn(self, command: list[bytes], cwd_fd: int) -> Process:
         shown = command[0].decode(errors="replace")
         spec = CommandSpec(command, 0.0, ".", dict(self._env))
@@ -104,13 +118,18 @@ class Agent:
             self._exit(f"{shown}: {reason_of(error)}")
 
     def _ended(self) -> None:
-        process = self._process
-        assert process is not None
-        words = b"".join(piece.data for piece in process.log.since(process.log.end - _LOG_TAIL_BYTES))
-        log = " | ".join(words.decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])
-        code = process.child.exited.result()
+        assert self._process is not None
+        code = self._process.child.exited.result()
         how = f"exited with status {code}" if code >= 0 else f"was ended by signal {-code}"
-        self._exit(f"its command {how}: {log or 'no message'}")
+        if code == 0 and not self.ready.is_set():
+            how += " before it answered; an agent is a server that goes on running"
+        self._exit(f"its command {how}: {self._log_tail() or 'no message'}")
+
+    def _log_tail(self) -> str:
+        assert self._process is not None
+        log = self._process.log
+        words = b"".join(piece.data for piece in log.since(log.end - _LOG_TAIL_BYTES))
+        return " | ".join(words.decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])
 
     def _exit(self, why: str) -> NoReturn:
         print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
@@ -118,11 +137,29 @@ class Agent:
         os._exit(_EXIT_STATUS)  # at once: requests that are under way wait for an agent that is gone
 
     async def _probe_until_ready(self) -> None:
-        probes = 0
+        probes, loop = 0, asyncio.get_running_loop()
+        began, hint_after = loop.time(), _FIRST_HINT_S
         while not await self._probe():
             probes += 1
+            if loop.time() - began >= hint_after:
+                hint_after *= 2
+                # The gateway shows the end of this where it gives up.
+                print(f"agent: {self._hint()}", file=sys.stderr, flush=True)  # noqa: T201
             await asyncio.sleep(_EARLY_POLL_S if probes < _EARLY_POLLS else self._config.period)
         self.ready.set()
+
+    def _hint(self) -> str:
+        """Why it may not be ready, for people."""
+        config, found = self._config, sorted(listeners() - self._before)
+        log = f"; its log ends: {tail}" if (tail := self._log_tail()) else "; its log is empty"
+        if config.probe_command:
+            return f"the command of its readiness probe fails{log}"
+        wanted = f"port {config.probe_port}"
+        if any(port == config.probe_port and _is_reached(address) for address, port in found):
+            return f"it listens on {wanted} and does not answer {config.probe_path or 'there'} with 2xx or 3xx{log}"
+        shown = ", ".join(f"{address} port {port}" for address, port in found[:_MAX_SHOWN])
+        where = f"it listens on {shown}" if shown else "it listens on no port"
+        return f"{where}; it has to listen on AGENT_HOST (127.0.0.1 here) and AGENT_PORT, {wanted}{log}"
 
     async def _probe(self) -> bool:
         config = self._config
@@ -164,17 +201,26 @@ class Agent:
                 await self._commands.children.kill(child)
 
 
+def _is_reached(address: str) -> bool:
+    """Whether a connection to localhost gets there."""
+    return address in ("0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1")  # noqa: S104 - compared, not bound
+
+
 async def serve(agent: Agent, request: Request) -> None:
     """Forward any request with a token to the agent, with its path unchanged."""
     path: bytes = request.scope["raw_path"]
-    await forward(
-        request,
-        PortRequest(
-            port=agent.port_of(path),
-            path=path,
-            method=request.method,
-            prefix=None,
-            upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
-            chunked=bool(request.headers(b"transfer-encoding")),
-        ),
+    target = PortRequest(
+        port=agent.port_of(path),
+        path=path,
+        method=request.method,
+        prefix=None,
+        upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
+        chunked=bool(request.headers(b"transfer-encoding")),
     )
+    try:
+        await forward(request, target)
+    except RequestError:
+        # Of an agent that has crashed: with an answer from here the next request would come to a sandbox that ends in
+        # this moment, and fail too.
+        await agent.end()
+        raise

@@ -23,6 +23,7 @@ from picod.compat.go_format import DurationError, parse_duration
 from picod.config import PicodConfig
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
 from picod.ports.heads import PortRequest, Response, answer_headers, parse_port_request, request_head
+from picod.ports.listening import listeners
 
 _READ_BYTES = 256 << 10
 _DIAL_TIMEOUT_S = 5.0  # a listener whose backlog is full does not answer at once
@@ -30,7 +31,6 @@ _MAX_HEAD_BYTES = 128 << 10
 _LOOPBACKS = ("127.0.0.1", "::1")  # a server that listens on "localhost" may have bound either
 _POLL_INTERVAL_S = 0.05  # at which /proc/net is read while a client waits for a port
 _MAX_WAIT_S = 300.0
-_LISTENING = "0A"  # TCP_LISTEN in the state column of /proc/net/tcp
 
 
 async def list_ports(config: PicodConfig, request: Request) -> None:
@@ -59,15 +59,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
 
 def listening() -> set[int]:
     """The TCP ports that any process in this network namespace listens on."""
-    found = set()
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/net/{name}") as file:
-                rows = [line.split() for line in file.readlines()[1:]]
-        except OSError:
-            continue  # no IPv6 here
-        found |= {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _LISTENING}
-    return found
+    return {port for _, port in listeners()}
 
 
 def is_allowed(config: PicodConfig, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -56,9 +57,23 @@ def test_files_are_kept_under_the_digest_of_what_was_sent(tmp_path: Path) -> Non
         archive(link("a", tarfile.FIFOTYPE)),
         b"no archive",
         archive(("a", b"1" * 100_000))[:40],
+        archive(),
+        gzip.compress(bytes(1 << 20)),
     ],
     # An archive has the time in it, and each process that runs tests must give them the same names.
-    ids=["parent", "absolute", "twice", "file and folder", "symlink", "hard link", "FIFO", "no archive", "cut"],
+    ids=[
+        "parent",
+        "absolute",
+        "twice",
+        "file and folder",
+        "symlink",
+        "hard link",
+        "FIFO",
+        "no archive",
+        "cut",
+        "no file",
+        "zeros",
+    ],
 )
 def test_what_could_leave_its_folder_or_is_no_archive_is_refused(tmp_path: Path, sent: bytes) -> None:
     """And nothing of it stays."""

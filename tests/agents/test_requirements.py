@@ -44,6 +44,8 @@ def test_a_package_that_there_is_not_names_its_line() -> None:
     assert said.startswith("requirements, line 2, 'No_Such.thing==1': ERROR: No matching")
     assert explain(requirements, "ERROR: No matching distribution found for other\n").startswith("requirements: ERROR")
     assert explain(requirements, "") == "requirements: pip printed no error"
+    traceback = "ERROR: Exception:\nTraceback (most recent call last):\n  File 'x'\nInvalidMarker: Expected a marker\n"
+    assert explain(requirements, traceback).endswith("InvalidMarker: Expected a marker")
 
 
 def test_the_sandbox_that_installs_reaches_the_index_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ from gateway.agents.rollout import (
     take_over,
     undo,
 )
-from gateway.core.errors import ConflictError, NotFoundError
+from gateway.agents.strategy import read_strategy
+from gateway.core.errors import BadRequestError, ConflictError, NotFoundError
 
 READY = Health(ready=1)
 PLAIN = Strategy()
@@ -172,3 +174,13 @@ def test_an_agent_is_read_from_the_store_as_it_was_written() -> None:
     agent = step(change(new(), CANARY), READY, 110.0)
     assert from_document(to_document(agent), 7) == agent
     assert from_document(to_document(agent), 7).version == 7
+
+
+@pytest.mark.parametrize(
+    "canary", [{"header": "x y", "value": "1"}, {"header": "x:"}, {"value": "1"}, {"header": "x\n"}, {"header": 1}]
+)
+def test_canary_needs_the_name_of_a_header(canary: dict[str, Any]) -> None:
+    """One that no request can have would be a canary that nobody meets."""
+    with pytest.raises(BadRequestError, match="canary"):
+        read_strategy({"canary": canary})
+    assert read_strategy({"canary": {"header": "X-Try"}}).header == "x-try"

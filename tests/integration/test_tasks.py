@@ -7,6 +7,7 @@ import hmac
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -364,6 +365,75 @@ def test_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
         assert (task["state"], task["attempts"]) == ("succeeded", 2), task
         both = [task, ended(server, waits)]
         assert sorted(each["result"]["body"]["tries"] for each in both) == [2, 3]  # in either order
+
+
+class Hooks:
+    """A receiver of webhooks: `hang` keeps the first of them unanswered."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.hung = threading.Event()
+        self.released = threading.Event()
+        hooks = self
+
+        class Receiver(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                hooks.ids.append(str(self.headers["webhook-id"]))
+                if len(hooks.ids) == 1:
+                    hooks.hung.set()
+                    hooks.released.wait(60)
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.mark.timeout(120)
+def test_each_state_of_a_task_survives_kill_9_of_its_gateway(tmp_path: Path) -> None:
+    """One between two tries, one whose webhook is on its way or not taken yet, one that is over, cancelled, or kept."""
+    hooks = Hooks()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    try:
+        with serve(tmp_path / "state", *LEASE) as server:
+            create(server, invocation={"session": "meta.chat"})
+            talk = {"name": "talk", "meta": {"chat": "ada"}}
+            over = made(server, "/run", talk, idempotency_key="once")
+            session = ended(server, over)["session"]
+            cancelled = made(server, "/slow", {"name": "cancelled"})
+            wait_until(lambda: "last" in shown(server, cancelled)["progress"], "it runs")
+            server.client.post(f"{cancelled}/cancel").raise_for_status()
+            untaken = made(server, "/run", {"name": "untaken"}, x_wakegate_webhook=closed)
+            wait_until(lambda: shown(server, untaken)["webhook"]["attempts"] > 0, "it was not taken")
+            on_its_way = made(server, "/run", {"name": "way"}, x_wakegate_webhook=hooks.url)
+            assert hooks.hung.wait(60)
+            between = made(server, "/broken", {"name": "between"}, x_wakegate_task_attempts="2")
+            wait_until(lambda: shown(server, between)["attempts"] == 1 and shown(server, between)["error"], "it failed")
+            server.kill()
+        with serve(tmp_path / "state", *LEASE) as server:
+            again = invoke(server, "/run", talk, idempotency_key="once")
+            assert (again.headers["location"], shown(server, over)["result"]["body"]["tries"]) == (over, 1)
+            reply = server.client.post(f"{INVOCATIONS}/run", json=talk)
+            assert (reply.headers["x-session-id"], reply.json()["tries"]) == (session, 2)
+            assert ended(server, cancelled)["state"] == "cancelled"
+            task = ended(server, between)
+            assert (task["state"], task["attempts"]) == ("dead", 2), task
+            wait_until(lambda: shown(server, on_its_way)["webhook"]["state"] == "delivered", "it is sent again")
+            assert len(set(hooks.ids)) == 1
+            assert len(hooks.ids) == 2
+            assert shown(server, on_its_way)["attempts"] == 1
+            assert shown(server, untaken)["webhook"]["state"] == "pending"
+            assert shown(server, untaken)["state"] == "succeeded"
+    finally:
+        hooks.released.set()
+        hooks.server.shutdown()
+        hooks.server.server_close()
 
 
 @pytest.mark.timeout(120)  # three sandboxes of two gateways are started one after the other, and a lease has to end

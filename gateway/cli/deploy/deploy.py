@@ -25,6 +25,7 @@ _RUNNER = ".wakegate/serve_agent.py"
 _POLL_S = 0.1
 _WAIT_S = 120.0
 _MAX_SOURCE_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @over_api
@@ -35,8 +36,8 @@ def deploy(
     name: Annotated[str, typer.Option(help="The agent's name; the folder's if absent.")] = "",
     entry: Annotated[str, typer.Option(help="What to run: FILE.py or FILE.py:NAME.")] = "",
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.", show_default=False)] = None,
-    port: Annotated[int, typer.Option(help="The port that it listens on.")] = 8080,
-    pool: Annotated[int, typer.Option("--pool", "--replicas", help="Sandboxes that are kept ready.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port that it listens on.")] = 8080,
+    pool: Annotated[int, typer.Option("--pool", "--replicas", min=0, help="Sandboxes that are kept ready.")] = 1,
     requirements: Annotated[str, typer.Option(help="The folder's requirements.txt if absent.")] = "",
     egress: Annotated[list[str] | None, typer.Option(help="A host that it may reach; repeatable.")] = None,
     secret: Annotated[
@@ -45,7 +46,7 @@ def deploy(
     conversation: Annotated[
         str, typer.Option(help="Where a JSON body names the conversation, such as session_id.", show_default=False)
     ] = "",
-    canary: Annotated[float, typer.Option(help="Percent of new sessions that try it first.")] = 0.0,
+    canary: Annotated[float, typer.Option(min=0, max=100, help="Percent of new sessions that try it first.")] = 0.0,
     image: Annotated[str, typer.Option(help="An image that has the agent, in place of code.")] = "",
     dockerfile: Annotated[
         bool, typer.Option("--dockerfile", help="Write a Dockerfile there, and deploy nothing.")
@@ -60,7 +61,10 @@ def deploy(
     wakegate deploy ./my_agent --dockerfile
     wakegate deploy --image registry.example/greeter:1.2
     """
-    variables = {"PORT": str(port), "PYTHONUNBUFFERED": "1", **_environment(env or [])}
+    reach = reach_of(egress or [], secret or [])  # what is wrong is said before anything is sent
+    if name and not _NAME.fullmatch(name):
+        raise SettingsError([f"--name {name[:64]}: expected a DNS name of at most 63 characters (a-z, 0-9 and '-')"])
+    variables = {"PORT": str(port), "AGENT_PORT": str(port), "PYTHONUNBUFFERED": "1", **_environment(env or [])}
     if image:
         if path or entry or requirements or dockerfile:
             raise SettingsError(["--image: the image has files, packages and a command; name none beside it"])
@@ -75,7 +79,7 @@ def deploy(
         name = name or _name_of(code.folder)
         spec = spec_of({"command": code.command, "workingDir": "/app", "env": variables}, port, pool)
         fields = _sent(gateway, name, code, requirements)
-    spec["wakegate"] = reach_of(egress or [], secret or [])
+    spec["wakegate"] = reach
     if conversation:  # else as it was: an agent may have been given it, and more, by other means
         spec["wakegate"]["invocation"] = {"session": conversation}
     fields |= {"spec": spec, "strategy": {"canary": {"weight": canary}} if canary else {}}

@@ -43,6 +43,8 @@ def add_code(spec: Object, runtime: Runtime, picod_image: str) -> None:
         agent["image"] = image
     agent["volumeMounts"] = [*(agent.get("volumeMounts") or ()), *({**each, "readOnly": True} for each in mounts)]
     if runtime.key.kind is Kind.AGENT_RUNTIME:
+        # The end of its log, where it has ended with an error: who deployed it may not read logs of the cluster.
+        agent.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
         agent["env"] = [*_environment(runtime, agent), *(agent.get("env") or ())]
 
 

@@ -22,6 +22,7 @@ _STARTS = {each.value: each for each in StartKind}
 
 # ErrImagePull is not here: it comes with the first failed pull, and ImagePullBackOff once the kubelet has tried again.
 # A container that waits for one of these will not start by waiting longer.
+_MAX_PRINTED, _PRINTED_LINES = 2000, 3  # characters and lines of a container's log, in the reason for its end
 _FATAL_REASONS = {
     "ImagePullBackOff",
     "InvalidImageName",
@@ -193,13 +194,21 @@ def _problem(status: Mapping[str, Any]) -> str:
     for container in statuses:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in _FATAL_REASONS:
-            last = ((container.get("lastState") or {}).get("terminated") or {}).get("reason")
+            terminated = (container.get("lastState") or {}).get("terminated") or {}
+            last, printed = terminated.get("reason"), _last_lines(terminated.get("message"))
             message = waiting.get("message") or ""
-            return ": ".join(filter(None, [str(waiting["reason"]), f"last ended with {last}" if last else "", message]))
+            ended = f"last ended with {last}" if last else ""
+            return ": ".join(filter(None, [str(waiting["reason"]), ended, printed, message]))
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return f"Unschedulable: {scheduled.get('message') or 'no node fits'}"
     return ""
+
+
+def _last_lines(message: Any) -> str:
+    """The end of what a container has printed (code.py asks for it), on one line; it may be anything."""
+    lines = [line.strip() for line in str(message or "")[-_MAX_PRINTED:].splitlines() if line.strip()]
+    return "".join(each if each.isprintable() else "?" for each in " | ".join(lines[-_PRINTED_LINES:]))
 
 
 def _disruption(status: Mapping[str, Any]) -> str:

@@ -45,6 +45,15 @@ def for_picod(
     }
 
 
+def for_agent(runtime: Runtime) -> dict[str, str]:
+    """Where an agent has to listen, as picod in its sandbox brings the requests; in a cluster at its pod's address."""
+    if runtime.agent is None:
+        return {}
+    probe = runtime.agent.probe
+    port = runtime.agent.targets[-1][1] if probe is None or probe.command else probe.port
+    return {"AGENT_HOST": "127.0.0.1", "AGENT_PORT": str(port)}
+
+
 def thread_count(limits: Limits) -> dict[str, str]:
     """For numerical libraries, which start a thread, with 40 MiB of buffers, for each core of the machine."""
     return {} if limits.cpus is None else {"OMP_NUM_THREADS": str(math.ceil(limits.cpus))}

@@ -21,7 +21,8 @@ async def check(socket: str, process: Process, timeout: float) -> None:
         either: set[asyncio.Future[Any]] = {asked, process.exited}
         await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not asked.done() and not process.exited.done():
-            output = process.error_output() or "no message"
+            # The last line: an agent's picod says again and again what it waits for.
+            output = (process.error_output() or "no message").splitlines()[-1]
             raise StartFailedError(f"it did not answer within {timeout:g} s: {output}")
         status = await asked if asked.done() else b""
     except OSError:

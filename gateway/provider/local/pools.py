@@ -194,7 +194,7 @@ class Pools:
             claimed=self._registry.claimed(runtime),
             # As for a pod that fits on no node: nothing starts until something ends.
             failures=max(state.failures, MAX_FAILED_STARTS) if short else state.failures,
-            last_error=f"no room: {short}" if short else state.last_error,
+            last_error=f"no room: {short}" if short else state.last_error or self._registry.hint(runtime),
             retry_at=retry_at,
             lead_time_p50=state.lead_time(0.5),
             lead_time_p90=state.lead_time(0.9),

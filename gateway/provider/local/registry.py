@@ -74,6 +74,10 @@ class SandboxRegistry:
             sandbox.runtime.key == runtime and sandbox.state is SandboxState.CLAIMED for sandbox in self._all.values()
         )
 
+    def hint(self, runtime: RuntimeKey) -> str:
+        """What those that are being started wait for, as far as they say; empty: nothing."""
+        return "" if self._factory is None else self._factory.hint(runtime)
+
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Events of claimed sandboxes that exit unasked, from this call on. Ends with aclose()."""
         return self._watches.begin()

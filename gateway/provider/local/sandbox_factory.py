@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.model import Endpoint, Runtime, SandboxId
+from gateway.core.model import Endpoint, Runtime, RuntimeKey, SandboxId
 from gateway.provider.local import (
     bwrap,
     egress,
@@ -75,6 +75,7 @@ class SandboxFactory:
         self._code_context = code_context
         self._host = bwrap.inspect_host()
         self._picod_python = interpreters.gateway_python()
+        self._starting: dict[SandboxId, tuple[RuntimeKey, Process]] = {}
         self._stuck: list[Cgroup] = []  # groups that still held a dying process when they were to be removed
 
     async def start(self, runtime: Runtime, gpus: Sequence[str] = ()) -> LocalSandbox:
@@ -102,6 +103,7 @@ class SandboxFactory:
             sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, ids)
             # An agent is healthy once its own program is, and to import LangChain for the first time can take 20 s.
             timeout = self._start_timeout if runtime.agent is None else max(self._start_timeout, AGENT_START_S)
+            self._starting[name] = runtime.key, process
             await health.check(path, process, timeout)
             if self._limits_terminals and process.inner is not None:
                 await self._limit_terminals(process.inner)
@@ -113,10 +115,18 @@ class SandboxFactory:
                 raise StartFailedError(str(error)) from error
             raise
         finally:
+            self._starting.pop(name, None)
             handovers.close()
             if self._users is not None:
                 self._users.hide(name)
         return sandbox
+
+    def hint(self, runtime: RuntimeKey) -> str:
+        """What sandboxes of a runtime that are being started say of what they wait for; empty: nothing."""
+        for key, process in self._starting.values():
+            if key == runtime and (output := process.error_output()):
+                return output.splitlines()[-1]
+        return ""
 
     def _may_reach_out(self, runtime: Runtime) -> bool:
         """Whether its isolated sandboxes have the egress proxy. Others have the machine's own network."""
@@ -228,6 +238,7 @@ class SandboxFactory:
         own = {
             "MPLCONFIGDIR": bwrap.MATPLOTLIB,
             **environments.thread_count(runtime.limits),
+            **environments.for_agent(runtime),
             **(egress.environment(runtime, bundle) if reaches_out else {}),
             **self._gpus.environment(gpus),
             **runtime.environment,

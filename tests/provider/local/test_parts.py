@@ -420,3 +420,29 @@ async def test_limiter_gives_a_cancelled_turn_back() -> None:
         holder.cancel()
         waiter.cancel()
         await asyncio.gather(holder, waiter, return_exceptions=True)
+
+
+async def test_starts_that_hang_keep_no_other_from_starting() -> None:
+    """They hold a slot for a while only, and give it back once."""
+    limiter, leave = StartLimiter(refills=1, counts_s=0.01), asyncio.Event()
+
+    async def hang() -> None:
+        async with limiter.slot(urgent=False):
+            await leave.wait()
+
+    hanging = [asyncio.create_task(hang()) for _ in range(5)]
+    for urgent in (False, True):
+        async with asyncio.timeout(10), limiter.slot(urgent=urgent):
+            pass
+    leave.set()
+    await asyncio.gather(*hanging)
+    order: list[int] = []
+
+    async def start(number: int) -> None:
+        async with limiter.slot(urgent=False):
+            order.append(number)
+            await asyncio.sleep(0)
+            order.append(number)
+
+    await asyncio.gather(*(start(number) for number in range(3)))
+    assert order == [0, 0, 1, 1, 2, 2]

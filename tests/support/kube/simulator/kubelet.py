@@ -478,6 +478,11 @@ class Kubelet:
         if last:
             entry["lastState"] = {"terminated": {"reason": "OOMKilled" if last == "OOMKilled" else "Error",
                                                  "exitCode": 137 if last == "OOMKilled" else 1}}  # fmt: skip
+            if any(
+                each.get("terminationMessagePolicy") == "FallbackToLogsOnError" for each in pod["spec"]["containers"]
+            ):
+                log = self._folder / f"{pod['metadata']['name']}.log"
+                entry["lastState"]["terminated"]["message"] = log.read_text(errors="replace")[-2048:]
         sizes = self._sizes.setdefault(pod["metadata"]["uid"], _sizes_of(pod))
         statuses = [
             {
