@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from gateway.core.errors import StaleWriteError, WakegateError
+from gateway.core.errors import SnapshotStoreFullError, SnapshotStoreUnavailableError, StaleWriteError, WakegateError
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState, is_snapshot
 from gateway.sessions.bindings import Bindings
@@ -96,7 +96,11 @@ class Recovery:
         async with self._records.holding(listed.id):
             session = await self._records.get(listed.id)
             if session is not None and session.sandbox is not None and session.sandbox.id == sandbox_id:
-                await self.salvage(session, "its sandbox ended with the gateway, or while no gateway ran")
+                try:
+                    await self.salvage(session, "its sandbox ended with the gateway, or while no gateway ran")
+                except (SnapshotStoreFullError, SnapshotStoreUnavailableError) as error:
+                    # The next request on it tries again; other sessions can be used meanwhile.
+                    logger.error("session %s cannot be recovered yet: %s", session.id, error)
 
     def unbind(self, event: SandboxEvent) -> Loss | None:
         """Close the routes to a sandbox that ended on its own. None: it was no session's."""
@@ -128,6 +132,8 @@ class Recovery:
         """Keep the workspace of a session without a record: the store may have lost it and get it back."""
         try:
             reference = await self._transitions.keep_unrecorded(sandbox_id, session_id)
+        except (SnapshotStoreFullError, SnapshotStoreUnavailableError):
+            raise
         except WakegateError as error:
             logger.error("session %s has no record, and its workspace cannot be kept: %s", session_id, error)
             return

@@ -20,7 +20,12 @@ import logging
 from dataclasses import replace
 
 from gateway.core.clock import Clock
-from gateway.core.errors import SnapshotError, WakegateError
+from gateway.core.errors import (
+    SnapshotError,
+    SnapshotStoreFullError,
+    SnapshotStoreUnavailableError,
+    WakegateError,
+)
 from gateway.core.interfaces import Executor, WorkspaceKeeper
 from gateway.core.model import (
     Runtime,
@@ -195,6 +200,9 @@ class Transitions:
             waking        rolled back to hibernated: no request reached the sandbox, so the kept workspace is complete
             hibernating   hibernated if the workspace can be kept, else lost
             active        lost, with the workspace that could be kept, else with the last snapshot
+
+        Raises SnapshotStoreFullError or SnapshotStoreUnavailableError, with the record as it was, when the workspace
+        may be kept later: an older snapshot in its place would lose what was written since.
         """
         assert session.sandbox is not None
         if session.state is SessionState.WAKING and (reachable or is_snapshot(session.snapshot)):
@@ -203,6 +211,8 @@ class Transitions:
         if reachable:
             try:
                 reference = await self.keep(session)
+            except (SnapshotStoreFullError, SnapshotStoreUnavailableError):
+                raise
             except WakegateError as error:
                 # Its picod cannot export it. Raised, this would leave a session that can neither be used nor recovered.
                 logger.warning("session %s: falls back to its last snapshot: %s", session.id, error)

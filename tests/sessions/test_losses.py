@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.errors import StoreUnavailableError
+from gateway.core.errors import SnapshotError, SnapshotStoreFullError, StoreUnavailableError
 from gateway.core.model import SandboxEvent, SandboxId, SessionState
 from gateway.sessions import losses as losses_module
 from gateway.sessions.activation import Opened
@@ -185,3 +185,48 @@ async def test_what_waits_ends_with_the_gateway(world: World) -> None:
     assert len(losses) == 0
     await world.store.start()
     assert (await world.record(made.session.id)).sandbox == made.sandbox
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_workspace_on_a_full_disk_is_kept_later(
+    world: World, losses: Losses, retries: Retries, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """And neither deleted nor given up for an older snapshot, whether the session has a record or the store lost it."""
+    made = await lost(world)
+    if not recorded:
+        await world.store.delete(made.session.id)
+
+    async def full(*_: object) -> str | None:
+        raise SnapshotStoreFullError("the disk is full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(world.provider, "keep", full)
+        world.provider.end(made.sandbox.id, "its disk is full", keeps=True)
+        await eventually(lambda: len(retries.pauses) > 3, "it is tried again and again")
+        assert len(losses) == 1
+        if recorded:
+            assert (await world.record(made.session.id)).state is SessionState.ACTIVE
+    await eventually(lambda: not len(losses), "it is kept")
+    assert world.provider.parked[made.session.id][0] == "precious"
+    if recorded:
+        assert (await world.record(made.session.id)).snapshot == made.session.id
+
+
+async def test_start_goes_on_without_a_session_whose_workspace_cannot_be_kept_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays as it was on record, and the next request on it recovers it."""
+    made = await lost(world)
+    world.provider.end(made.sandbox.id, "ended", keeps=True)
+
+    async def full(*_: object) -> str | None:
+        raise SnapshotStoreFullError("the disk is full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(world.provider, "keep", full)
+        await world.recovery.recover_all()
+        assert (await world.record(made.session.id)).state is SessionState.ACTIVE
+        with pytest.raises(SnapshotError, match="the disk is full"):
+            await world.opener.open(made.session.id)
+    opened = await world.opener.open(made.session.id)
+    assert world.provider.contents[opened.sandbox.id] == "precious"

@@ -73,14 +73,14 @@ class SnapshotUnsupportedError(SnapshotError):
 
 
 class SnapshotStoreFullError(SnapshotError):
-    """The snapshot store is full; nothing was kept."""
+    """What keeps workspaces, a snapshot store or the state directory's disk, is full; nothing was kept."""
 
     status = 507
     code = "SNAPSHOT_STORE_FULL"
 
 
 class SnapshotStoreUnavailableError(SnapshotError):
-    """The snapshot store does not answer."""
+    """What keeps workspaces does not answer, or lacks something for a moment; nothing was kept."""
 
     status = 503
     code = "SNAPSHOT_STORE_UNAVAILABLE"

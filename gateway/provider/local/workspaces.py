@@ -7,12 +7,20 @@ parked. interfaces.WorkspaceKeeper and docs/adr/0003-snapshots-and-parking.md gi
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.errors import SandboxGoneError, SandboxStartError, SnapshotError, SnapshotNotFoundError
+from gateway.core.errors import (
+    SandboxGoneError,
+    SandboxStartError,
+    SnapshotError,
+    SnapshotNotFoundError,
+    SnapshotStoreFullError,
+    SnapshotStoreUnavailableError,
+)
 from gateway.core.model import SandboxId, SessionId, SnapshotRef, is_snapshot
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.registry import SandboxRegistry
@@ -21,6 +29,15 @@ from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.state_dir import StateDir
 
 logger = logging.getLogger(__name__)
+
+# After these the workspace is where it was, and a later call may succeed: it is not given up for an older snapshot.
+_PASSING = {
+    errno.ENOSPC: SnapshotStoreFullError,
+    errno.EDQUOT: SnapshotStoreFullError,
+    errno.EMFILE: SnapshotStoreUnavailableError,
+    errno.ENFILE: SnapshotStoreUnavailableError,
+    errno.ENOMEM: SnapshotStoreUnavailableError,
+}
 
 
 class Workspaces:
@@ -68,7 +85,8 @@ class Workspaces:
         try:
             kept = await asyncio.to_thread(self._state_dir.park, self._orphans.get(sandbox_id), session_id)
         except OSError as error:
-            raise SnapshotError(f"the workspace of session {session_id} cannot be parked: {error}") from error
+            text = f"the workspace of session {session_id} cannot be parked: {error}"
+            raise _PASSING.get(error.errno or 0, SnapshotError)(text) from error
         self._orphans.pop(sandbox_id, None)  # only now: after a failure a second call finds the workspace here
         if kept:
             await asyncio.to_thread(self._disk.measure_parked, session_id, self._state_dir.parked / session_id)
