@@ -24,7 +24,7 @@ from gateway.core.questions import PeerQuestions
 from gateway.core.quota import QuotaLedger
 from gateway.core.tasks import TaskStore
 from gateway.core.usage import UsageStore
-from gateway.store import codec, redis_pages, redis_scripts
+from gateway.store import codec, redis_pages, redis_scripts, redis_search
 from gateway.store.redis_claims import RedisClaims
 from gateway.store.redis_client import DEADLINE_S, redacted
 from gateway.store.redis_documents import RedisDocuments
@@ -226,15 +226,10 @@ class RedisStore:
         """Places of the list by age, with the records that have all the parts."""
         if after is None:
             await self._place_all()
-        start, wanted = redis_pages.prefix(tenant=tenant, ended=ended), list(map(codec.as_stored, parts))
-        command, bounds = redis_pages.bounds(start, after, newest_first=True)
-        members = await self._members(command, "listing", *bounds, start=0, num=limit)
-        places = [redis_pages.place_in(member, start) for member in members]
-        rows = await self._redis.pipe("hmget", [(self._record(place[1]), _FIELDS) for place in places])
-        return [
-            (place, self._session(row) if row[2] and all(part in row[2].lower() for part in wanted) else None)
-            for place, row in zip(places, rows, strict=True)
-        ]
+        found = await redis_search.search(
+            self._redis.run, self._root, parts, tenant=tenant, ended=ended, after=after, limit=limit
+        )
+        return [(place, None if row is None else self._session(row)) for place, row in found]
 
     async def _place_all(self) -> None:
         """Add records to the lists by age that an older Wakegate wrote, if there are any: two counts tell."""
