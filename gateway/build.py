@@ -222,7 +222,7 @@ async def _build_in_cluster(
         ),
     )
     gateway = Gateway(settings, engine, runtimes=(), store=store, clock=clock, shared=shared)
-    if (code := gateway.stored_code) is not None:
+    if gateway.agents is not None and (code := gateway.agents.stored_code) is not None:
         cluster.provider.deliveries.bring = lambda sandbox, digest: executor.bring(sandbox, digest, code.read(digest))
     cluster.count_in(gateway.counters.kubernetes)
     return gateway

@@ -15,6 +15,7 @@ from gateway.egress.log import Access, Outcome
 from gateway.egress.notation import Grant
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters
+from gateway.sessions.bindings import Bindings
 from gateway.usage.recorder import Moved
 
 _MAX_VISITORS = 4096
@@ -33,6 +34,11 @@ class SessionEgress:
         gate.on_line(self._count_line)
         gate.on_restart(self._count_restart)
         gate.on_cache(self._count_cache)
+
+    def follow(self, bindings: Bindings) -> None:
+        """Learn from now on which sandbox is whose."""
+        bindings.on_bound(self.bound)
+        bindings.on_removed(self.removed)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
         """A sandbox was bound to a session: grant it what the session may reach."""

@@ -12,25 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.agents.catalog import AgentCatalog
-from gateway.agents.directory import AgentDirectory
-from gateway.agents.keeper import AgentKeeper
-from gateway.agents.manifests import compiled
-from gateway.agents.mirror import Mirror
-from gateway.agents.stored_code import StoredCode
-from gateway.api.agents import AgentParts
 from gateway.api.app import SurfaceParts, Surfaces
 from gateway.api.task_parts import TaskParts
-from gateway.app.agents import (
-    A_CLUSTER,
-    make_catalog,
-    make_cluster_catalog,
-    make_cluster_environments,
-    make_code,
-    make_environments,
-    make_stored_code,
-    this_machine,
-)
-from gateway.app.cluster_skills import PackedSkill, keep_skills
+from gateway.app.agent_platform import AgentNeeds, AgentPlatform, make_agents, make_cluster_agents
+from gateway.app.agents import make_catalog, make_cluster_catalog
+from gateway.app.cluster_skills import PackedSkill
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -40,6 +26,7 @@ from gateway.app.parts import (
     cached_store,
     hold_limits,
     make_observer,
+    make_router,
     metered_keeper,
     session_settings,
     time_limits,
@@ -79,8 +66,6 @@ from gateway.observability.tracing import Tracing
 from gateway.routing.activator import Activator
 from gateway.routing.proxy import Proxy
 from gateway.routing.sandbox_client import Caller
-from gateway.routing.sandbox_router import SandboxRouter
-from gateway.routing.ticker import Ticker
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
@@ -144,8 +129,8 @@ class Gateway:
         self.holder = me or holder_name()
         self.settings = settings
         self.clock = clock
-        self.agents = self._make_catalog(engine, runtimes)
-        self.catalog: RuntimeCatalog = self.agents or engine.catalog or StaticCatalog(runtimes)
+        agents = self._make_agent_catalog(runtimes)
+        self.catalog: RuntimeCatalog = agents or engine.catalog or StaticCatalog(runtimes)
         self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
         self.issuers = make_verifier(settings, clock)
@@ -172,7 +157,7 @@ class Gateway:
         self.sessions.durations.on_set_back(self.activator.ask_again)
         self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = engine.egress
-        self.session_egress = None if self.egress is None else self._make_session_egress(self.egress)
+        self.session_egress = self._make_session_egress()
         self.pod_egress = self._make_pod_egress(shared=shared)
         self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.usage = self._make_usage(shared=shared, me=me)
@@ -180,10 +165,7 @@ class Gateway:
         self.advisor = self._make_advisor()
         self.task_counts = TaskCounts()
         self.metrics = self._make_metrics()
-        self.agent_directory: AgentDirectory | None = None
-        self.agent_keeper: AgentKeeper | None = None
-        self.stored_code: StoredCode | None = None
-        self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
+        self.agents = None if agents is None else self._make_agents(agents)
         self.tasks = self._make_tasks()
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
@@ -191,7 +173,8 @@ class Gateway:
         self.proxy = self._make_proxy()
         self._connect(executor)
 
-    def _make_catalog(self, engine: Engine, runtimes: Sequence[Runtime]) -> AgentCatalog | None:
+    def _make_agent_catalog(self, runtimes: Sequence[Runtime]) -> AgentCatalog | None:
+        engine = self.engine
         if engine.catalog is None:
             return make_catalog(self.settings, runtimes)
         if engine.agents is None:
@@ -308,48 +291,35 @@ class Gateway:
             acknowledge=self.activator.acknowledge,
             audit=self.audit,
             egress=None if self.egress is None else self.egress.records,
-            agents=self.agent_parts,
+            agents=None if self.agents is None else self.agents.parts,
             tasks=self.tasks,
             feed=self.feed,
         )
         return Surfaces(self.settings, parts)
 
-    def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
-        if (objects := self.engine.agents) is not None:
-            assert self.engine.code is not None, "an engine with custom resources of agents has a store of their files"
-            mirror = Mirror(objects, self.clock)
-            directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes, mirror)
-            self.agent_directory = directory
-            stored = make_stored_code(self.settings, self.engine.code, self.store.documents, self.clock)
-            self.stored_code = stored
-            self.agent_keeper = AgentKeeper(
-                directory, self.provider, self.store, self.counters, self.clock, stored,
-                always=[each.digest for each in self.engine.skills],
-            )  # fmt: skip
-            caller = Caller(self.activator, self.clock)
-            environments = make_cluster_environments(self.settings, stored, self.lifecycle, caller, objects)
-            return AgentParts(
-                directory, catalog, A_CLUSTER, objects.read, tuple(objects.namespaces), stored, environments
-            )
-        code = make_code(self.settings)
-        self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, self.apply_runtimes)
-        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, code)
-        local = make_environments(self.settings, code, self.lifecycle, Caller(self.activator, self.clock))
-        return AgentParts(directory, catalog, this_machine(), compiled, (), code, local)
-
-    async def keep_skills(self) -> None:
-        """Have the folders of a cluster's skills where its sandboxes get them from. Raises WakegateError."""
-        if self.stored_code is not None:
-            await keep_skills(self.stored_code, self.engine.skills)
+    def _make_agents(self, catalog: AgentCatalog) -> AgentPlatform:
+        needs = AgentNeeds(
+            store=self.store,
+            provider=self.provider,
+            lifecycle=self.lifecycle,
+            caller=Caller(self.activator, self.clock),
+            counters=self.counters,
+            clock=self.clock,
+        )
+        engine = self.engine
+        if engine.agents is None:
+            return make_agents(self.settings, catalog, needs)
+        assert engine.code is not None, "an engine with custom resources of agents has a store of their files"
+        return make_cluster_agents(
+            self.settings, catalog, objects=engine.agents, files=engine.code, skills=engine.skills, needs=needs
+        )
 
     async def apply_runtimes(self) -> None:
         """Have the engine serve the catalog's runtimes, and those that only the gateway uses. Raises WakegateError."""
         if self.agents is None:
             await self.provider.apply(self.catalog.all())
-        elif self.engine.agents is not None:
-            await self.engine.agents.serve(self.agents.hosted())
         else:
-            await self.provider.apply(self.agents.served())
+            await self.agents.apply_runtimes()
 
     def _make_tasks(self) -> TaskParts:
         return make_tasks(
@@ -363,21 +333,6 @@ class Gateway:
             self.task_counts,
         )
 
-    def _make_router(self, sandboxes: RoutedSandboxes, ticker: Ticker) -> SandboxRouter:
-        settings = self.settings
-        return SandboxRouter(
-            sandboxes,
-            self.activator,
-            ticker,
-            self.clock,
-            self.counters,
-            time_limits(settings),
-            start_timeout=settings.sandbox_start_timeout,
-            connect_timeout=settings.connect_timeout,
-            hold_each=settings.hold_per_session,
-            hold_total=settings.hold_total,
-        )
-
     def _make_proxy(self) -> Proxy:
         sandboxes = self.engine.sandboxes
         return Proxy(
@@ -389,7 +344,9 @@ class Gateway:
             self.access,
             self.observer,
             Conversations(self.store.tasks, self.catalog, self.lifecycle, self.clock),
-            None if sandboxes is None else partial(self._make_router, sandboxes),
+            None
+            if sandboxes is None
+            else partial(make_router, self.settings, sandboxes, self.activator, self.clock, self.counters),
         )
 
     def _connect(self, executor: Executor) -> None:
@@ -411,13 +368,13 @@ class Gateway:
         sessions.admission.on_claim(self.autoscaler.claimed)
         sessions.admission.on_claim(self.counters.claimed)
 
-    def _make_session_egress(self, gate: EgressGate) -> SessionEgress:
-        """Has each sandbox's policy follow its session, and what it reached go to where it is counted."""
-        made = SessionEgress(gate, self.catalog, self.tenants, self.counters)
-        self.sessions.bindings.on_bound(made.bound)
-        self.sessions.bindings.on_removed(made.removed)
+    def _make_session_egress(self) -> SessionEgress | None:
+        if self.egress is None:
+            return None
+        made = SessionEgress(self.egress, self.catalog, self.tenants, self.counters)
+        made.follow(self.sessions.bindings)
         if self.audit is not None:
-            gate.on_line(audit_line(self.audit))
+            self.egress.on_line(audit_line(self.audit))
         return made
 
     def _make_pod_egress(self, *, shared: bool) -> PodEgress | None:
@@ -435,9 +392,7 @@ class Gateway:
             find=self.store.get,
             clock=self.clock,
         )
-        self.sessions.bindings.on_bound(made.bound)
-        self.sessions.bindings.on_removed(made.removed)
-        gate.on_token(made.whose)
+        made.follow(self.sessions.bindings)
         if shared:
             gate.on_part(partial(parts_of, self.store, self.holder))
         return made

@@ -70,9 +70,8 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             gateway.egress.start()
         if gateway.pod_egress is not None:
             stack.push_async_callback(gateway.pod_egress.aclose)
-        if gateway.agent_directory is not None:
-            await gateway.agent_directory.load()
-        await gateway.keep_skills()
+        if gateway.agents is not None:
+            await gateway.agents.load()
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
         await gateway.apply_runtimes()
@@ -170,9 +169,9 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
 
 
 def _agent_loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
-    if gateway.agent_keeper is None:
+    if gateway.agents is None:
         return ()
-    return (("agents", every(AGENTS_INTERVAL_S, gateway.agent_keeper.tick)),)
+    return (("agents", every(AGENTS_INTERVAL_S, gateway.agents.keeper.tick)),)
 
 
 def _question_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:

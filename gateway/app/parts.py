@@ -9,7 +9,7 @@ from gateway.autoscaler.sessions import AdviceSettings
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.agent_sandbox import read_router_tenants
 from gateway.core.clock import Clock
-from gateway.core.interfaces import SessionStore, WorkspaceKeeper
+from gateway.core.interfaces import RoutedSandboxes, SessionStore, WorkspaceKeeper
 from gateway.core.model import SnapshotRef
 from gateway.core.settings import Settings, requires_identity
 from gateway.observability.counters import Counters
@@ -18,8 +18,11 @@ from gateway.observability.logs import AccessLog
 from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
 from gateway.routing.access import AccessPolicy
+from gateway.routing.activator import Activator
 from gateway.routing.audited import AuditObserver
 from gateway.routing.route import HoldLimits
+from gateway.routing.sandbox_router import SandboxRouter
+from gateway.routing.ticker import Ticker
 from gateway.routing.time_limits import TimeLimits
 from gateway.sessions.build import SessionSettings
 
@@ -143,4 +146,27 @@ def time_limits(settings: Settings) -> TimeLimits:
         response_idle=settings.response_idle_timeout,
         client_read=settings.client_read_timeout,
         total=settings.request_timeout,
+    )
+
+
+def make_router(
+    settings: Settings,
+    sandboxes: RoutedSandboxes,
+    activator: Activator,
+    clock: Clock,
+    counters: Counters,
+    ticker: Ticker,
+) -> SandboxRouter:
+    """What routes to the sandboxes of agent-sandbox's controllers, within the limits of the settings."""
+    return SandboxRouter(
+        sandboxes,
+        activator,
+        ticker,
+        clock,
+        counters,
+        time_limits(settings),
+        start_timeout=settings.sandbox_start_timeout,
+        connect_timeout=settings.connect_timeout,
+        hold_each=settings.hold_per_session,
+        hold_total=settings.hold_total,
     )

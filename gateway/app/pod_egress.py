@@ -27,6 +27,7 @@ from gateway.egress.parts import PART_TTL_S
 from gateway.sandbox.egress_tokens import read_egress, sign_egress
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
+from gateway.sessions.bindings import Bindings
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _SLACK_S = 3600.0
 
 
 class PodEgress:
-    """`bound` and `removed` follow the bindings; `whose` is for EgressGate.on_token."""
+    """Tells picods of their session's egress, and the gate whose token a connection brings."""
 
     def __init__(
         self,
@@ -59,6 +60,12 @@ class PodEgress:
         self._find, self._clock = find, clock
         self._bound: dict[SandboxId, Session] = {}
         self._tasks = Tasks()
+        gate.on_token(self.whose)
+
+    def follow(self, bindings: Bindings) -> None:
+        """Learn from now on which sandbox is whose."""
+        bindings.on_bound(self.bound)
+        bindings.on_removed(self.removed)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
         """A session has a sandbox: its picod is told, beside whatever the session begins with."""
