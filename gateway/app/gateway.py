@@ -56,6 +56,7 @@ from gateway.core.settings import Settings
 from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import FollowedSecret, SharedSecret
 from gateway.identity.tenants import TenantDirectory
 from gateway.identity.tenants_file import read_tenants_file
 from gateway.observability.counters import Counters
@@ -170,8 +171,15 @@ class Gateway:
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
             self.access.peers = self.peers
+        self.secret = FollowedSecret(self.store.documents, self._open)
         self.proxy = self._make_proxy()
         self._connect(executor)
+
+    def _open(self, secret: SharedSecret) -> None:
+        self.surfaces.open(secret)
+        self.tasks.webhooks.open(secret)
+        if self.sessions.membership.me:
+            self.peers.open(secret)
 
     def _make_agent_catalog(self, runtimes: Sequence[Runtime]) -> AgentCatalog | None:
         engine = self.engine

@@ -21,7 +21,6 @@ from gateway.core.settings import requires_identity
 from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
 from gateway.identity.oidc_keys import REFRESH_INTERVAL_S
-from gateway.identity.shared_secret import load_secret
 from gateway.routing.public_ports import PublicPorts
 from gateway.sessions.idleness import GATEWAY_TTL_S, HEARTBEAT_INTERVAL_S
 from gateway.sessions.restorability import restore_problems
@@ -32,6 +31,7 @@ ADVISE_INTERVAL_S = 5.0
 CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for a checkpoint
 UNUSED_ROUTES_INTERVAL_S = 2.0
 REFILL_INTERVAL_S = 0.1  # of the tokens for tenants' requests: the grain of a rate
+SECRET_INTERVAL_S = 5.0  # as the sweeper writes lost records again
 # Between pages of 500 records, which keep the store busy for 10 ms each. Of 10,000 hibernated sessions read without it,
 # the first sweeps, and requests that wake, waited for their turn at the store: 10 ms for a sweep in place of 0.2.
 _CHECK_PAUSE_S = 0.05
@@ -59,11 +59,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             logger.warning("%s", warning)
         if sessions.completeness is not None:
             await sessions.completeness.start()
-        secret = await load_secret(gateway.store.documents)
-        gateway.surfaces.open(secret)
-        gateway.tasks.webhooks.open(secret)
-        if membership.me:
-            gateway.peers.open(secret)
+        await gateway.secret.follow()
         await _start_identities(gateway, stack)
         if gateway.egress is not None:
             stack.push_async_callback(gateway.egress.aclose)
@@ -162,6 +158,7 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("tasks", gateway.tasks.runner.run()),
         ("schedules", gateway.tasks.scheduler.run()),
         *_agent_loops(gateway),
+        *_secret_loop(gateway),
         *_certificate_loop(gateway),
         *_issuer_loop(gateway),
         *gateway.engine.background(gateway),
@@ -172,6 +169,12 @@ def _agent_loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, No
     if gateway.agents is None:
         return ()
     return (("agents", every(AGENTS_INTERVAL_S, gateway.agents.keeper.tick)),)
+
+
+def _secret_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    if gateway.sessions.completeness is None:
+        return ()  # nobody else writes to the store
+    return (("secret", every(SECRET_INTERVAL_S, gateway.secret.follow)),)
 
 
 def _question_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
