@@ -488,7 +488,10 @@ async def test_readyz_reports_an_unwritable_state_directory(open_gateway: OpenSc
         reply = await client.get("/readyz")
         moved.rename(state)
     assert reply.status_code == 503
-    assert reply.json()["reasons"] == ["the state directory <path> cannot be written to: No such file or directory"]
+    reasons = reply.json()["reasons"]
+    assert len(reasons) == 2
+    assert "session store <path> was removed while this gateway ran" in reasons[0]
+    assert reasons[1] == "the state directory <path> cannot be written to: No such file or directory"
 
 
 async def test_health_ready_stays_while_the_store_is_unavailable(open_gateway: OpenScripted) -> None:

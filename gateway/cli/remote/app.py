@@ -68,15 +68,28 @@ def run(words: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _output_closed()
-    except OSError as error:  # of a file of this machine that was named
+    except OSError as error:  # of a file of this machine that was named, or of the output
         where = f"{error.filename}: " if error.filename else ""
         print(f"wakegate: {where}{error.strerror or error}", file=sys.stderr)
+        _drop_unwritable_output()
         return NOT_RUN if name in _PASSING_ON else REFUSED
 
 
 def _output_closed() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     return OUTPUT_CLOSED
+
+
+def _drop_unwritable_output() -> None:
+    """The interpreter flushes stdout at exit, and makes the status 120 where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_usage(error: Any) -> int:
