@@ -271,7 +271,10 @@ async def test_parts_of_an_answer_show_no_value(world: Internet, keyed: Proxy) -
 
 
 async def test_websocket_shows_no_value_however_it_is_cut(keyed: Proxy) -> None:
-    """An origin that echoes the value byte by byte over frames of its own. Three bytes begin too much else to be held."""
+    """An origin that echoes the value byte by byte over frames of its own.
+
+    All but three bytes of it: what begins like that is too much else to be held back.
+    """
     fields = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
     async with keyed.secure(f"{HOST}:443") as (reader, writer):
         writer.write(f"GET /switch HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n".encode())
