@@ -84,6 +84,7 @@ def test_reason_says_where_it_listens_or_how_it_ended_and_what_it_printed_last(t
         assert "ModuleNotFoundError: No module named 'not_there'" in last_event(server, "broken")
 
 
+@pytest.mark.slow
 def test_deploy_prints_the_reason(tmp_path: Path) -> None:
     """A script that ends at once, with the last lines of its log; and slips of the command line, before an upload."""
     folder = tmp_path / "script"
