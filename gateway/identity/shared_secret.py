@@ -29,7 +29,7 @@ class SharedSecret:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SharedSecret) and hmac.compare_digest(self._secret, other._secret)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # no key of dictionaries: hashes take no constant time
 
     def encoded(self) -> str:
         """As the store has it."""

@@ -43,7 +43,7 @@ class Keys(Protocol):
         """The keys of a tenant, or of all if it is empty."""
 
     def revoke(self, key_id: str) -> None:
-        """End a key."""
+        """End a key, at every gateway within two seconds."""
 
     def rotate(self, key_id: str, overlap: float) -> Mapping[str, Any]:
         """A key with the same rights; the old one ends in so many seconds."""
