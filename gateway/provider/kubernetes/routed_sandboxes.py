@@ -210,29 +210,37 @@ class ClusterSandboxes:
     async def _patch_awake(self, sandbox: RoutedObject) -> None:
         """Patch it as long as it is suspended and somebody waits for it. Raises UnavailableError if it is refused."""
         key = (sandbox.namespace, sandbox.name)
-        failures = 0
+        failures, outdated = 0, ""
         while True:
             found = self._found.get(key)
             if found is None or found.uid != sandbox.uid or not found.is_suspended or key not in self._waiting:
                 return
-            try:
-                made = await self._api.patch(
-                    sandboxes(*key, version=found.api), objects.wake_patch(found, self._clock.now())
-                )
-            except KubeError as error:
-                if error.http_status in _REFUSED:
-                    logger.warning("sandbox %s/%s cannot be woken: %s", *key, error)
-                    raise UnavailableError(f"sandbox {sandbox.name} cannot be woken: the cluster refuses it") from error
-                # Gone, or changed meanwhile: the watch tells how. Anything else is tried again.
-                if error.http_status not in (404, 409):
-                    logger.warning("sandbox %s/%s is not woken yet, trying again: %s", *key, error)
-                failures += 1
+            if found.version != outdated:
+                try:
+                    made = await self._api.patch(
+                        sandboxes(*key, version=found.api), objects.wake_patch(found, self._clock.now())
+                    )
+                except KubeError as error:
+                    self._note_failed_wake(found, error)
+                    # Gone, or changed meanwhile, be it by its controller's status: this version would be refused again.
+                    outdated = found.version if error.http_status in (404, 409) else ""
+                else:
+                    self._reflectors[sandbox.namespace].learn(made)
+                    return
+            failures += 1
+            if self._found.get(key) is found:
                 with self._next_change(key) as change:
                     delay = jittered(backoff(failures, first=_FIRST_RETRY_S, longest=_LAST_RETRY_S))
                     await asyncio.wait({change}, timeout=delay)
-            else:
-                self._reflectors[sandbox.namespace].learn(made)
-                return
+
+    def _note_failed_wake(self, found: RoutedObject, error: KubeError) -> None:
+        """Log why a patch failed. Raises UnavailableError where the same one would be refused for good."""
+        name = f"{found.namespace}/{found.name}"
+        if error.http_status in _REFUSED:
+            logger.warning("sandbox %s cannot be woken: %s", name, error)
+            raise UnavailableError(f"sandbox {found.name} cannot be woken: the cluster refuses it") from error
+        if error.http_status not in (404, 409):
+            logger.warning("sandbox %s is not woken yet, trying again: %s", name, error)
 
     def _on_change(self, old: RoutedObject | None, new: RoutedObject | None) -> None:
         if new is not None:

@@ -52,8 +52,9 @@ def test_two_gateways_wake_a_sandbox_once(gateways: list[Server], controllers: S
     with ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(lambda n: gateways[n % 2].client.get("/", headers=to("shared")), range(20)))
     assert [reply.status_code for reply in replies] == [200] * 20
-    # Both may ask at once; the API server lets one through.
-    assert controllers.patches - before <= 2
+    # Both may ask at once; the API server lets one through. Each asks once per version that it knows: as it was made,
+    # and as its controller has reported it to be suspended, which may come between.
+    assert controllers.patches - before <= 4
     assert controllers.modes.count(("shared", "Running")) == 1
     assert controllers.pods["shared"].requests == 20
 
