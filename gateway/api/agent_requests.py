@@ -14,7 +14,7 @@ from starlette.requests import Request
 from gateway.agents import rollout
 from gateway.agents.model import Agent
 from gateway.agents.strategy import strategy_of
-from gateway.core.errors import BadRequestError, PermissionDeniedError
+from gateway.core.errors import BadRequestError, ConflictError, PermissionDeniedError
 from gateway.core.identity import current, is_tenant
 from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey
 
@@ -107,6 +107,21 @@ def read_reason(body: Mapping[str, Any]) -> str:
     if not isinstance(reason, str) or len(reason) > _MAX_REASON_CHARS:
         raise BadRequestError(f"reason: expected text of at most {_MAX_REASON_CHARS} characters")
     return reason
+
+
+def read_move(body: Mapping[str, Any], *, in_cluster: bool) -> bool:
+    """Whether sessions are moved without their files, which nothing can keep in a cluster. Raises ConflictError."""
+    discard = body.get("discardFiles", False)
+    if body.keys() - {"action", "discardFiles"} or not isinstance(discard, bool):
+        raise BadRequestError("expected action, and with move true or false in `discardFiles`")
+    if discard and not in_cluster:
+        raise BadRequestError("discardFiles is for clusters: here sessions are moved with their files; leave it out")
+    if in_cluster and not discard:
+        raise ConflictError(
+            "in a cluster an agent's pod has no picod that could keep its files: its sessions stay on their revision"
+            ' until they end, or move without their files with "discardFiles": true (--discard-files)'
+        )
+    return discard
 
 
 def read_rollout_action(body: Mapping[str, Any], by: str, now: float) -> Callable[[Agent], Agent]:

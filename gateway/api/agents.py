@@ -34,6 +34,7 @@ from gateway.api.agent_requests import (
     read_creation,
     read_digest,
     read_list_query,
+    read_move,
     read_reason,
     read_rollout_action,
 )
@@ -204,18 +205,14 @@ class AgentsAPI:
     async def _change_rollout(self, request: Request) -> Response:
         parts, agent = self._required(), self._named(request)
         body = await read_object(request)
-        if body == {"action": "move"}:
-            return JSON({**rollout_document(agent), **await self._move(agent)})
+        if body.get("action") == "move":
+            discard = read_move(body, in_cluster=bool(parts.namespaces))
+            return JSON({**rollout_document(agent), **await self._move(agent, discard)})
         change = read_rollout_action(body, current().subject, self._clock.now())
         return JSON(rollout_document(await parts.directory.change(agent, change)))
 
-    async def _move(self, agent: Agent) -> dict[str, Any]:
+    async def _move(self, agent: Agent, discard: bool) -> dict[str, Any]:
         """Move the sessions of earlier revisions to that of new sessions; each that cannot be stays where it is."""
-        if self._required().namespaces:
-            raise ConflictError(
-                "in a cluster an agent's pod has no picod that could keep its files; its sessions stay on their"
-                " revision until they end"
-            )
         if agent.stopped:
             raise ConflictError(f"agent {agent.id} is stopped; its sessions have ended")
         behind = rollout.left_behind(agent)
@@ -226,7 +223,7 @@ class AgentsAPI:
         async def move(session: Session) -> None:
             async with slots:
                 try:
-                    await self._hibernator.move(session.id, agent.key_of(agent.stable))
+                    await self._hibernator.move(session.id, agent.key_of(agent.stable), discard=discard)
                     moved.append(session.id)
                 except SessionNotFoundError:
                     pass  # it ended by itself

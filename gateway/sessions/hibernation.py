@@ -58,9 +58,16 @@ class Hibernator:
         self._moving: set[SessionId] = set()  # `keep` has begun; a move must not be cancelled from here on
 
     async def hibernate(
-        self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None, why: str = ""
+        self,
+        session_id: SessionId,
+        *,
+        only_if: Callable[[Session], bool] | None = None,
+        why: str = "",
+        discard: bool = False,
     ) -> bool:
         """Keep a session's workspace and release its sandbox. Returns whether the session is hibernated now.
+
+        With `discard` nothing is kept: the session is lost, and its next request gets a new sandbox.
 
         `only_if` is evaluated on the record read under the lock; if it is False the session stays active. Without it
         a user asked, and gets an error instead.
@@ -85,17 +92,24 @@ class Hibernator:
                 if only_if is not None:
                     return False
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
+            if discard:
+                assert session.sandbox is not None
+                self._bindings.notify_unbound(session.id, None)
+                return await self._release(session, None, session.sandbox, why)
             return await self._keep_and_release(session, why)
 
-    async def move(self, session_id: SessionId, to: RuntimeKey) -> None:
+    async def move(self, session_id: SessionId, to: RuntimeKey, *, discard: bool = False) -> None:
         """Hibernate a session, and have it wake as one of another runtime, with the workspace that it has.
 
+        With `discard`, for an engine that cannot keep it: with an empty one.
         A crash in between leaves a hibernated session of the runtime that it had. Raises as `hibernate`, and
         ConflictError where a request came first.
         """
         session = await self._ownership.require(session_id)
-        if session.state not in _ASLEEP and not await self.hibernate(session_id, why=f"it moves to {to}"):
-            raise ConflictError(f"session {session_id} is in use, or nothing of it could be kept; try again")
+        if session.state not in _ASLEEP:
+            kept = await self.hibernate(session_id, why=f"it moves to {to}", discard=discard)
+            if not kept and not discard:
+                raise ConflictError(f"session {session_id} is in use, or nothing of it could be kept; try again")
         async with self._ownership.holding(session_id) as session:
             if session.state not in _ASLEEP:
                 raise ConflictError(f"session {session_id} was woken by a request meanwhile; try again")
@@ -236,7 +250,7 @@ class Hibernator:
         first.
         """
         try:
-            session = await self._transitions.hibernated(session, reference)
+            session = await self._transitions.hibernated(session, reference, "" if reference else why)
         except StaleWriteError:
             if reference is not None and self._transitions.leaves_running:
                 # A request on another gateway wrote `active` meanwhile: the session stays awake, the copy is stale.

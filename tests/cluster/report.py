@@ -45,8 +45,9 @@ files.
 ## What was not
 
 CoreDNS (a responder of the tests answers the names of Services), a storage driver (volumes are folders that both
-nodes see, bound by hand), a registry (images are imported), IPv6, a cloud's object store, fewer gateways again after
-the load (the autoscaler waits five minutes), control groups of version 2, and more than one control plane.
+nodes see, bound by hand), a registry (images are imported), IPv6, a cloud's object store, the five minutes that the
+autoscaler waits before it takes a gateway away (15 s here), control groups of version 2, and more than one control
+plane.
 `scripts/test-kubernetes` runs admission, quotas and the garbage collector over the same control plane with simulated
 kubelets.
 """

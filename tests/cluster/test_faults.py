@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -123,13 +124,26 @@ def test_gateway_that_is_killed_is_back_with_every_session(
     (pod,) = cluster.pods(NAMESPACE, _GATEWAYS)
     with under_load(gateway, sessions) as load:
         settled(load, 40)
+        killed = time.time()
         kill_in(cluster, pod, "wakegate")
         made = load.created
         wait_until(lambda: load.created > made + 1, "sessions are made again", within=_SLOW_S)
         settled(load, 60)
-    figures["the only gateway killed"] = load.figures()
+    figures["the only gateway killed"] = f"{load.figures()}; {_back(cluster, killed)}"
     assert load.lost == 0
     assert not load.restored
+
+
+def _back(cluster: WholeCluster, killed: float) -> str:
+    """What the kubelet tells of the only gateway since it was killed, at an epoch. Its times are whole seconds."""
+    (pod,) = cluster.pods(NAMESPACE, _GATEWAYS)
+    (container,) = pod["status"]["containerStatuses"]
+    ready = next(each for each in pod["status"]["conditions"] if each["type"] == "Ready")
+    started_s, ready_s = (
+        datetime.fromisoformat(each).timestamp() - killed
+        for each in (container["state"]["running"]["startedAt"], ready["lastTransitionTime"])
+    )
+    return f"its container began after {started_s:.0f} s and was ready after {ready_s:.0f} s"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import uvicorn
 import yaml
 
 from tests.cluster.gateway import Gateway
-from tests.cluster.load import under_load
+from tests.cluster.load import Load, under_load
 from tests.support.kube.whole import metrics, network
 from tests.support.kube.whole.cluster import NAMESPACE, WholeCluster
 from tests.support.s3 import Objects
@@ -52,6 +52,8 @@ _OWN = {
             "patch": yaml.safe_dump([
                 {"op": "replace", "path": "/spec/minReplicas", "value": 2},
                 {"op": "replace", "path": "/spec/maxReplicas", "value": 3},
+                # The overlay waits for five minutes.
+                {"op": "replace", "path": "/spec/behavior/scaleDown/stabilizationWindowSeconds", "value": 15},
             ]),
         },
     ],
@@ -127,15 +129,36 @@ def test_every_gateway_has_the_overlays_settings(cluster: WholeCluster, producti
         assert said.returncode == 0, said.stdout + said.stderr
 
 
-def test_autoscaler_adds_a_gateway_and_no_request_fails(
-    cluster: WholeCluster, production: Gateway, figures: dict[str, object]
-) -> None:
-    """metrics-server measures, the HorizontalPodAutoscaler of the overlay decides, and clients notice nothing."""
+@pytest.fixture(scope="module")
+def measured(cluster: WholeCluster, production: Gateway) -> Iterator[None]:
+    """The cluster with metrics-server, from which the HorizontalPodAutoscaler has its figures."""
     program = Path(cluster.programs) / metrics.PROGRAM
     if not program.exists():
         pytest.skip(f"{program} is not there; scripts/build-kubernetes builds it")
     process = metrics.start(cluster, program, cluster.folder)
     wait_until(lambda: _replicas(cluster) >= (2, 2), "two are ready", within=_SLOW_S)
+    yield
+    process.kill()
+    process.wait()
+
+
+def _further(load: Load, answers: int) -> None:
+    until = load.answers + answers
+    wait_until(lambda: load.answers >= until, "the load goes on", within=_SLOW_S)
+
+
+def _utilization(cluster: WholeCluster) -> str:
+    """What the autoscaler has seen last."""
+    scaler = cluster.get("hpa", "wakegate", "-n", NAMESPACE)["status"]
+    seen = scaler["currentMetrics"][0]["resource"]["current"]["averageUtilization"]
+    return f"CPU at {seen} % of what was requested"
+
+
+@pytest.mark.usefixtures("measured")
+def test_autoscaler_adds_a_gateway_and_no_request_fails(
+    cluster: WholeCluster, production: Gateway, figures: dict[str, object]
+) -> None:
+    """metrics-server measures, the HorizontalPodAutoscaler of the overlay decides, and clients notice nothing."""
     sessions = [(production.session("kept"), "kept")]
     stop = threading.Event()
 
@@ -151,15 +174,29 @@ def test_autoscaler_adds_a_gateway_and_no_request_fails(
             for each in busy:
                 each.start()
             wait_until(lambda: _replicas(cluster) == (3, 3), "the autoscaler has added one", within=_SLOW_S)
-            until = load.answers + 100
-            wait_until(lambda: load.answers >= until, "the load goes on", within=_SLOW_S)
+            _further(load, 100)
             stop.set()
     finally:
         stop.set()
-        process.kill()
-        process.wait()
-    scaler = cluster.get("hpa", "wakegate", "-n", NAMESPACE)["status"]
-    seen = scaler["currentMetrics"][0]["resource"]["current"]["averageUtilization"]
-    figures["a gateway added by the autoscaler"] = f"{load.figures()}; CPU at {seen} % of what was requested"
+    figures["a gateway added by the autoscaler"] = f"{load.figures()}; {_utilization(cluster)}"
     production.end(*(session for session, _ in sessions))
     assert (load.errors, load.lost) == ({}, 0)
+
+
+@pytest.mark.usefixtures("measured")
+def test_autoscaler_takes_a_gateway_away_and_no_request_fails(
+    cluster: WholeCluster, production: Gateway, figures: dict[str, object]
+) -> None:
+    """The one that goes drains: sessions that its clients use, and that they make, are another's from then on."""
+    sessions = [(production.session(f"file-{number}"), f"file-{number}") for number in range(2)]
+
+    def taken_away() -> bool:
+        """Also the pod, which is there until it has drained."""
+        return _replicas(cluster)[0] == len(cluster.get("pods", "-n", NAMESPACE, "-l", _GATEWAYS)["items"]) == 2
+
+    with under_load(production, sessions) as load:
+        wait_until(taken_away, "the autoscaler has taken one away", within=_SLOW_S)
+        _further(load, 100)
+    figures["a gateway taken away by the autoscaler"] = f"{load.figures()}; {_utilization(cluster)}"
+    production.end(*(session for session, _ in sessions))
+    assert (load.errors, load.not_created, load.lost) == ({}, {}, 0)

@@ -51,7 +51,9 @@ def get_rollout(name: str) -> Call[Any]:
     return Call("GET", _agent(name, "/rollout"), read_json)
 
 
-def change_rollout(name: str, action: str, to: int | None = None) -> Call[Any]:
-    """Undo, pause, resume, promote."""
+def change_rollout(name: str, action: str, to: int | None = None, *, discard_files: bool = False) -> Call[Any]:
+    """Undo, pause, resume, promote, move."""
     body: dict[str, Any] = {"action": action} if to is None else {"action": action, "to": to}
+    if discard_files:
+        body["discardFiles"] = True
     return Call("POST", _agent(name, "/rollout"), read_json, json=body)

@@ -80,15 +80,21 @@ def promote(gateway: Client, name: Name, move: Move = False) -> None:
 
 @app.command("move")
 @over_api
-def move(gateway: Client, name: Name) -> None:
+def move(
+    gateway: Client,
+    name: Name,
+    discard_files: Annotated[
+        bool, typer.Option("--discard-files", help="Without their files, which a cluster cannot keep.")
+    ] = False,
+) -> None:
     """Move the sessions of earlier revisions to the one that serves, with their files."""
-    _move(gateway, name, wanted=True)
+    _move(gateway, name, wanted=True, discard_files=discard_files)
 
 
-def _move(gateway: Client, name: str, wanted: bool) -> None:
+def _move(gateway: Client, name: str, wanted: bool, *, discard_files: bool = False) -> None:
     if not wanted:
         return
-    done = gateway.send(change_rollout(name, "move"))
+    done = gateway.send(change_rollout(name, "move", discard_files=discard_files))
     print(f"{len(done['moved'])} sessions moved to revision {done['stable']}; each wakes there with its next request")
     for each in done["kept"]:
         print(f"{plain(each['session'])} stays: {plain(each['reason'])}")

@@ -90,6 +90,38 @@ def note(obj: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def test_sessions_move_to_another_revision_without_files_when_asked(both: tuple[Server, Cluster]) -> None:
+    """Nothing in an agent's pod could keep them, so a move that does not say so is refused. The session goes on in a
+    pod of the revision that serves, and its answer tells that nothing was restored; the earlier pod is gone."""
+    server, cluster = both
+    made = server.client.post("/v1/agents", json={"name": "mover", "spec": spec("one")})
+    assert made.status_code == 201, made.text
+    first = ask(server, "mover")
+    session = first.headers["x-session-id"]
+    (pod,) = cluster.pods(**{"runtime.agentcube.io/session-id": session})
+    server.client.patch("/v1/agents/mover", json={"spec": spec("two")})
+    wait_until(lambda: stable(server, "mover") == 2, "the second revision serves")
+
+    refused = server.client.post("/v1/agents/mover/rollout", json={"action": "move"})
+    assert refused.status_code == 409, refused.text
+    assert "discardFiles" in refused.json()["error"]
+    assert ask(server, "mover", session).text == "one"
+    asked = {"action": "move", "discardFiles": True}
+
+    def moved() -> bool:
+        return bool(server.client.post("/v1/agents/mover/rollout", json=asked).raise_for_status().json()["moved"])
+
+    wait_until(moved, "it is moved once its last request is over for every gateway")
+    again = ask(server, "mover", session)
+    assert (again.text, again.headers["x-wakegate-restored"]) == ("two", "none")
+    wait_until(lambda: pod["metadata"]["uid"] not in _uids(cluster), "the earlier pod is gone")
+    assert server.client.delete("/v1/agents/mover").status_code == 204
+
+
+def _uids(cluster: Cluster) -> set[str]:
+    return {each["metadata"]["uid"] for each in cluster.pods()}
+
+
 def test_an_agent_of_the_api_is_a_custom_resource_with_revisions(both: tuple[Server, Cluster]) -> None:
     """Created, changed, edited with kubectl, undone and deleted; a session keeps its revision's pod."""
     server, cluster = both

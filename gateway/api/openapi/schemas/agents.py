@@ -76,6 +76,7 @@ AGENTS: dict[str, Schema] = {
     ),
     "NewAgentEnvironment": obj("requirements", requirements=TEXT),
     "AgentRolloutAction": obj(
-        "action", action={"enum": ["undo", "pause", "resume", "promote", "move"]}, to={"type": "integer", "minimum": 1}
+        "action", action={"enum": ["undo", "pause", "resume", "promote", "move"]}, to={"type": "integer", "minimum": 1},
+        discardFiles=FLAG,
     ),
 }  # fmt: skip
