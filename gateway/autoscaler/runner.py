@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from gateway.autoscaler.expectations import Expectations
 from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.money import money_of
+from gateway.autoscaler.pace import SHORTEST_S, Pace
 from gateway.autoscaler.pool import Pool, phase_of
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
@@ -35,9 +36,9 @@ T = TypeVar("T")
 
 _SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
 STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
-_YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore, or of a pass
-_POOLS_A_SLICE = 24  # pools of a pass between two yields, of which
-_LOOKS_A_SLICE = 2  # so many had something new: a look takes a hundred times as long as to see that there is no need
+_POOLS_A_SLICE = 24  # pools of a pass between two yields, the last of which
+# is the first that had something new: a look takes a hundred times as long as to see that there is no need.
+_SPREAD = 0.75  # share of a tick over which a pass is spread
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0  # of reading history from a store that is away
 MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
@@ -70,6 +71,7 @@ class Autoscaler:
         self._lease_until = 0.0  # on the monotonic clock, so that a step of the wall clock cannot prolong it
         self._renew_at = -1e18
         self._poked = asyncio.Event()
+        self._slices = 0  # of the last pass
         self._restoring = asyncio.Lock()
         self._tasks = Tasks()
         self._synced_at = self._flushed_at = -1e18
@@ -115,20 +117,24 @@ class Autoscaler:
         self._lease = None
 
     async def _loop(self) -> None:
+        loop, tick = asyncio.get_running_loop(), self._settings.tick
         while True:
+            began = loop.time()
             try:
-                await self.run_once(self._clock.now())
+                await self.run_once(self._clock.now(), spread=_SPREAD * tick)
             except WakegateError as error:
                 self._report(str(error))
+                began = loop.time()
             except Exception:
                 # The loop must outlive a bug in one pass: pools then stay as they are, which is safe, and visible.
                 logger.exception("a pass of the autoscaler failed; pools stay as they are")
                 self._problem = "a pass failed; see the log"
+                began = loop.time()
             # A burst of misses pokes at each of them: they share at most 20 passes a second.
-            await asyncio.sleep(min(MIN_POKE_INTERVAL_S, self._settings.tick))
+            await asyncio.sleep(min(MIN_POKE_INTERVAL_S, tick))
             # Not wait_for: Python 3.11's swallows a cancellation that comes with a poke, and `aclose` waits for ever.
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(self._settings.tick - MIN_POKE_INTERVAL_S, 0.0)):
+                async with asyncio.timeout_at(began + tick):
                     await self._poked.wait()
             self._poked.clear()
 
@@ -137,8 +143,10 @@ class Autoscaler:
             logger.warning("the autoscaler cannot work: %s", problem)
         self._problem = problem
 
-    async def run_once(self, now: float) -> None:
+    async def run_once(self, now: float, *, spread: float = 0.0) -> None:
         """One pass. Raises StoreUnavailableError when the lease cannot be renewed, or history not be read.
+
+        `spread`: seconds over which its looks are spread, where there are many.
 
         Counts that cannot be written wait; pools go on being sized from memory as long as the lease lasts.
         """
@@ -156,27 +164,40 @@ class Autoscaler:
             self._synced_at = now
             for key in self.pools:
                 await self.signal.sync(key, now)
-        await self._size_pools(now)
+        await self._size_pools(now, spread)
 
-    async def _size_pools(self, now: float) -> None:
-        """Decide on every pool, in slices of less than a millisecond, between which the gateway serves. Pools whose
-        claims wait come first, and are ordered for at once; with a budget over all, after all were decided on.
+    async def _size_pools(self, now: float, spread: float) -> None:
+        """Decide on every pool, in slices of a fraction of a millisecond, between which the gateway serves.
+
+        Pools whose claims wait come first, also those whose claims have come since the pass began, and are ordered for
+        at once; with a budget over all, the others are ordered for after all were decided on.
         """
-        pools = sorted(self.pools.values(), key=lambda pool: not self.signal.misses(pool.runtime.key))
+        loop, steady = asyncio.get_running_loop(), self._clock.monotonic()
+        pace, poked_at = Pace(loop.time(), spread, self._slices), -1e18
+        urgent, left = self.signal.missing(), dict.fromkeys(self.pools)
         decided: list[tuple[Pool, Decision]] = []
-        passed = looked = 0
-        for pool in pools:
+        passed = 0
+        while urgent or left:
+            key = urgent.pop() if (hurried := bool(urgent)) else next(iter(left))
+            left.pop(key, None)
+            if (pool := self.pools.get(key)) is None:
+                continue
+            at = now + self._clock.monotonic() - steady
             before = pool.forecast
-            decision = await self._decide(pool, now)
+            decision = await self._decide(pool, at)
             if decision is not None:
                 decided.append((pool, decision))
-            passed, looked = passed + 1, looked + (pool.forecast is not before)
-            if passed >= _POOLS_A_SLICE or looked >= _LOOKS_A_SLICE:
-                if self._settings.max_warm is None:
-                    await self._act(decided, now)
-                    decided = []
-                passed = looked = 0
-                await asyncio.sleep(_YIELD_S)
+            passed += 1
+            if pool.forecast is before and passed < _POOLS_A_SLICE:
+                continue
+            if self._settings.max_warm is None or (hurried and not urgent):
+                await self._act(decided, at)
+                decided = []
+            passed = 0
+            await asyncio.sleep(pace.pause(loop.time()))
+            if self._poked.is_set() and loop.time() - poked_at >= MIN_POKE_INTERVAL_S:
+                urgent, poked_at = self.signal.missing(), loop.time()
+        self._slices = pace.slices
         await self._act(decided, now)
 
     async def _flush(self, now: float) -> None:
@@ -241,7 +262,7 @@ class Autoscaler:
             live_from = live_since(seconds, now)
             async with self._restoring:  # one at a time: a hundred slices in one turn of the loop would be felt
                 for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
-                    await asyncio.sleep(_YIELD_S)
+                    await asyncio.sleep(SHORTEST_S)
             await self._read(pool, lambda: self.signal.skip(key, now))
         except Exception:
             # Nobody awaits this task. Left at this, the pool would be "learning" for ever, and nothing would say so.

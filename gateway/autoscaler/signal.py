@@ -67,9 +67,10 @@ class ClaimSignal:
         self._fresh_misses[runtime] += 1
         return True
 
-    def misses(self, runtime: RuntimeKey) -> bool:
-        """Whether claims wait or have missed that `take` has not counted yet."""
-        return self._waiting[runtime] > self._counted[runtime] or self._fresh_misses[runtime] > 0
+    def missing(self) -> list[RuntimeKey]:
+        """Runtimes of which claims wait or have missed that `take` has not counted yet."""
+        late = (key for key, waiting in self._waiting.items() if waiting > self._counted[key])
+        return list({*late, *self._fresh_misses})
 
     def _times(self, runtime: RuntimeKey) -> deque[float]:
         times = self._fresh_times.get(runtime)
