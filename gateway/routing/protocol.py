@@ -25,7 +25,8 @@ from gateway.routing.cycle import GatewayCycle
 from gateway.routing.heads import EMPTY_QUERY
 from gateway.routing.raw_target import encode_line, sent_target, split_target
 from gateway.routing.refusals import HeadTooLargeError, parser_problem
-from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
+from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser
+from gateway.routing.websocket_client import ClientSocket
 
 MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
 MAX_FIELDS = 256
@@ -153,11 +154,9 @@ class GatewayProtocol(ClientLifetime):
         self._cancel_head_timer()
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc]  # uvicorn types it as asyncio.Protocol
-            config=self.config, server_state=self.server_state, app_state=self._connection_state()
-        )
+        protocol = ClientSocket(config=self.config, server_state=self.server_state, app_state=self._connection_state())
         protocol.connection_made(self.transport)
-        protocol.data_received(websocket_head(self.url, self.headers))
+        protocol.open(self.url, self.headers)
         self.transport.set_protocol(protocol)
 
     def on_message_begin(self) -> None:

@@ -15,8 +15,6 @@ from typing import Any, Protocol
 
 import httptools
 
-from gateway.routing.raw_target import encode_target
-
 Headers = Sequence[tuple[bytes, bytes]]
 
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -30,13 +28,6 @@ def is_websocket(method: str, version: str, headers: Headers) -> bool:
     return tokens == [b"websocket"] and not any(
         name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")) for name, value in headers
     )
-
-
-def websocket_head(target: bytes, headers: Headers) -> bytes:
-    """The head of such a request for uvicorn's WebSocket protocol, which takes no length and only ASCII in a target."""
-    lines = [b"GET %b HTTP/1.1\r\n" % encode_target(target)]
-    lines += [b"%b: %b\r\n" % field for field in headers if field[0] != b"content-length"]
-    return b"".join(lines) + b"\r\n"
 
 
 class ParserCallbacks(Protocol):

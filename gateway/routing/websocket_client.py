@@ -6,9 +6,31 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 from websockets.frames import Frame
+from websockets.http11 import Request
+from websockets.version import version
 
+from gateway.core.errors import BadRequestError
+from gateway.routing.raw_target import encode_target
+from gateway.routing.refusals import last_answer
+from gateway.routing.upgrade import Headers as Fields
 from gateway.routing.websocket_pace import Pace, split_pongs
+
+_STAND_IN = b"GET / HTTP/1.1\r\n\r\n"
+_MAX_SHOWN = 200  # characters of why a handshake is none: it quotes a field, which may have 64 KiB
+# As websockets has the values of fields beyond ASCII, and uvicorn takes them back: latin-1 since 17.0.
+_DECODING = ("latin-1", "strict") if version >= "17.0" else ("ascii", "surrogateescape")
+
+
+class HandshakeError(BadRequestError):
+    """A request for a WebSocket that lacks what RFC 6455 4.2.1 asks of one."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The version that is spoken here, which RFC 6455 4.4 has a refusal say."""
+        return {"sec-websocket-version": "13"}
 
 
 class ClientSocket(WebSocketsSansIOProtocol):
@@ -24,11 +46,35 @@ class ClientSocket(WebSocketsSansIOProtocol):
         self._joined = bytearray()
         self._owed: bytes | None = None
 
+    def open(self, target: bytes, fields: Fields) -> None:
+        """Begin with a head that was read already.
+
+        The library's parser gets a stand-in: it takes no field or target over 8 KiB and no more than 128 fields, and
+        uvicorn sends no answer to what it does not take, so that such a connection would stay open without an end.
+        """
+        self.conn.receive_data(_STAND_IN)
+        (request,) = self.conn.events_received()
+        assert isinstance(request, Request)
+        request.path = encode_target(target).decode("ascii")
+        request.headers = Headers(
+            (name.decode("ascii"), value.decode(*_DECODING)) for name, value in fields if name != b"content-length"
+        )  # a length of 0, which a request for a WebSocket may have and a sandbox's server may not take
+        self.handle_connect(request)
+
+    def handle_connect(self, event: Request) -> None:
+        """Hand it to the app; refuse what is no handshake in the shape of all our errors, and not in text."""
+        self.conn.accept(event)
+        problem = self.conn.handshake_exc
+        if problem is None:
+            super().handle_connect(event)
+            return
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        cause = f"; {problem.__cause__}" if isinstance(problem, InvalidHeader) and problem.__cause__ else ""
+        self.transport.write(last_answer(HandshakeError(f"no WebSocket handshake: {problem}{cause}"[:_MAX_SHOWN])))
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
-        if self.handshake_initiated:
-            self._pace.received(data)
-        else:  # the head, whole, from routing/protocol.py
-            super().data_received(data)
+        self._pace.received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pace.close()

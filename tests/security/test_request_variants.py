@@ -244,7 +244,7 @@ async def test_field_that_connection_names_goes_no_further(open_gateway: OpenScr
 
 
 async def test_websocket_handshake_with_framing_is_no_way_past_the_bounds(open_gateway: OpenScripted) -> None:
-    """Handshakes that lack what one has are refused before a sandbox hears of them."""
+    """Handshakes that lack what one has are refused before a sandbox hears of them, in the shape of all our errors."""
     gateway, sandbox = await open_gateway()
     session = await gateway.session()
     for fields in (
@@ -252,10 +252,34 @@ async def test_websocket_handshake_with_framing_is_no_way_past_the_bounds(open_g
         f"{KEY}sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\n",
         "sec-websocket-version: 8\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\n",
         "sec-websocket-version: 13\nsec-websocket-key: short\n",
+        f"{KEY}origin: http://a\norigin: http://a\n",
+        f"{KEY}sec-websocket-protocol: a b\n",
+        f"{KEY}sec-websocket-extensions: {'x;' * 9000}\n",
+        f"{KEY}connection: ;\n",
     ):
         answer = await gateway.ask(get(session, "/", f"connection: upgrade\nupgrade: websocket\n{fields}"))
-        assert answer.status in (400, 426)
+        assert (answer.status, answer.json["code"]) == (400, "BAD_REQUEST")
+        assert answer.get("sec-websocket-version") == "13"
+        assert len(answer.body) < 400
     assert sandbox.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/", f"accept: {'a' * 9000}\n"), (f"/{'a' * 9000}", ""), ("/", "accept: a\n" * 200), ("/?q=é", "accept: é\n")],
+    ids=["value", "target", "number", "latin-1"],
+)
+async def test_large_head_of_a_websocket_is_taken_as_any_other(
+    open_gateway: OpenScripted, path: str, fields: str
+) -> None:
+    """What a plain request may have a handshake may have too: it reaches the sandbox, and gets an answer."""
+    gateway, sandbox = await open_gateway()
+    session = await gateway.session()
+    answer = await gateway.ask(get(session, path, f"{WEBSOCKET}{fields}").rstrip("\n"))
+    assert answer.status == 200  # the sandbox speaks no WebSocket
+    (seen,) = sandbox.requests
+    sent = [line.removeprefix("accept: ") for line in fields.splitlines()]
+    assert (seen.path, seen.get("upgrade"), seen.all("accept")) == (path.replace("é", "%E9"), "websocket", sent)
 
 
 async def test_path_of_a_state_folder_is_in_no_refusal(open_gateway: OpenScripted, tmp_path: Path) -> None:
