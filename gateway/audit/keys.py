@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from gateway.core.errors import SettingsError
+from gateway.core.read_file import read_file
 
 
 def key_folder(state_dir: Path) -> Path:
@@ -73,7 +74,7 @@ def public_hex(key: Ed25519PublicKey) -> str:
 def read_public_key(path: Path) -> Ed25519PublicKey:
     """From a PEM file. Raises SettingsError."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_file(path))
     except OSError as error:
         raise SettingsError([f"--public-key {path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:

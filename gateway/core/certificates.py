@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, SettingsError
+from gateway.core.read_file import read_file
 from gateway.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 5.0  # between looks at the files; certificates are renewed weeks before the old one ends
 EXPIRES_SOON_S = 14 * 86400.0
-_MAX_FILE_BYTES = 1 << 20
 _MAX_SUBJECT = 1024
 
 
@@ -209,8 +209,7 @@ def _stamp(file: Path) -> object:
 
 def _read(flag: str, file: Path, problems: list[str]) -> bytes:
     try:
-        with open(file, "rb") as opened:
-            return opened.read(_MAX_FILE_BYTES)
+        return read_file(file)
     except OSError as error:
         problems.append(f"{flag} {file}: cannot be read: {error.strerror}")
         return b""

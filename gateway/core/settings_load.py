@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway.core.agentscope_env import agentscope_values
 from gateway.core.errors import SettingsError
+from gateway.core.read_file import read_file
 from gateway.core.settings import ENV_PREFIX, Settings, default_state_dir
 from gateway.core.units import parse_duration, parse_quantity, readable_size
 
@@ -71,8 +72,7 @@ def _file_values(path: str | None, known: Mapping[str, Field[Any]], problems: li
     if not path:
         return {}
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(read_file(path).decode())
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror}")
         return {}

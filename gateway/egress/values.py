@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from gateway.core.model import Secret
+from gateway.core.read_file import read_file
 from gateway.egress.credentials import MAX_VALUE, check_value
 
 
@@ -19,9 +20,8 @@ def read_value(secret: Secret) -> str:
             raise ValueError(f"{secret.env} is not set in the gateway's environment")
         return check_value(found)
     try:
-        with open(secret.file, "rb") as file:
-            # Two more than the longest value: its line's end, or one byte that shows it to be too long.
-            return check_value(file.read(MAX_VALUE + 2).decode("ascii"))
+        # Two more than the longest value, for its line's end.
+        return check_value(read_file(secret.file, MAX_VALUE + 2, exact=True).decode("ascii"))
     except OSError as error:
         raise ValueError(f"{secret.file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

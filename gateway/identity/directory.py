@@ -18,6 +18,7 @@ from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import BadRequestError, NotFoundError, SettingsError, StaleWriteError, WakegateError
 from gateway.core.identity import Role, is_tenant, runtime_scope
 from gateway.core.model import DEFAULT_TENANT
+from gateway.core.read_file import read_file
 from gateway.identity import keys
 from gateway.identity.keys import APIKey
 from gateway.identity.shared_secret import load_secret
@@ -229,9 +230,11 @@ class KeyDirectory:
 def read_admin_key(path: Path) -> tuple[str, os.stat_result]:
     """The key in --admin-key-file, and the file's state. Raises SettingsError with what is wrong. Blocks."""
     try:
-        text = _key_in(path.read_text().strip())
+        text = _key_in(read_file(path).decode().strip())
         stat = path.stat()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SettingsError([f"--admin-key-file {path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
         raise SettingsError([f"--admin-key-file {path}: {error}"]) from error
     if len(text) < _MIN_BOOTSTRAP_CHARS or not text.isascii() or any(char.isspace() for char in text):
         expected = f"one line of at least {_MIN_BOOTSTRAP_CHARS} ASCII characters, e.g. from: openssl rand -hex 32"

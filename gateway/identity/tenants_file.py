@@ -12,6 +12,7 @@ import yaml
 
 from gateway.core.errors import SettingsError
 from gateway.core.identity import is_tenant
+from gateway.core.read_file import read_file
 from gateway.identity.tenant_limits import OWN, UNLIMITED, TenantLimits, parse_limits
 
 
@@ -32,9 +33,11 @@ def read_tenants_file(path: Path) -> TenantsFile:
     if path == Path():
         return TenantsFile()
     try:
-        text = path.read_text()
+        text = read_file(path).decode()
         document = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise SettingsError([f"--tenants {path}: cannot be read: {error.strerror}"]) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise SettingsError([f"--tenants {path}: {error}"]) from error
     problems = [f"--tenants {path}: {problem}" for problem in _shape_problems(document)]
     if problems:

@@ -22,13 +22,13 @@ import orjson
 
 from gateway.core.addresses import is_loopback
 from gateway.core.errors import UnavailableError
+from gateway.core.read_file import read_file
 from gateway.images.reference import DEFAULT_REGISTRY, Image, is_digest
 from gateway.images.signature import MAX_PAYLOAD_BYTES, Signed
 
 MAX_MANIFEST_BYTES = 4 << 20  # what the distribution specification asks registries to take
 MAX_SIGNATURES = 32  # of one image; later ones are not looked at
 _MAX_TOKEN_BYTES, _MAX_TOKEN_CHARS = 64 << 10, 32 << 10
-_MAX_CREDENTIALS_BYTES = 1 << 20
 _MAX_REDIRECTS = 3
 _TIMEOUT_S = 10.0  # of one exchange; policy.py bounds them all together
 _ANNOTATION = "dev.cosignproject.cosign/signature"
@@ -223,8 +223,7 @@ def read_login(path: Path, registry: str) -> str:
     if path == Path():
         return ""
     try:
-        with path.open("rb") as file:
-            document = _object(file.read(_MAX_CREDENTIALS_BYTES))
+        document = _object(read_file(path))
     except OSError as error:
         raise UnavailableError(f"--image-credentials {path}: cannot be read: {error.strerror}") from None
     logins = document.get("auths")

@@ -17,6 +17,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
+from gateway.core.read_file import read_file
+
 MAX_PAYLOAD_BYTES = 64 << 10
 MAX_SIGNATURE_CHARS = 2048  # base64 of 8192 bits of RSA takes 1368
 _MAX_KEY_BYTES = 64 << 10
@@ -37,8 +39,7 @@ class Signed:
 def read_key(path: Path) -> PublicKey:
     """A public key from a PEM file, as cosign.pub is. Blocks. Raises ValueError with what is wrong."""
     try:
-        with path.open("rb") as file:
-            pem = file.read(_MAX_KEY_BYTES)
+        pem = read_file(path, _MAX_KEY_BYTES)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     try:

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from gateway.core.read_file import read_file
+
 try:
     from yaml import CSafeLoader as _AnyLoader  # thirty times as fast: 1 MiB takes 0.3 s instead of 10
 except ImportError:  # PyYAML without libyaml
@@ -70,11 +72,7 @@ def find_files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
 def read_documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
     """(where, document) of each document in a file; `where` is the file and, if it has several, the number."""
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)  # the last byte shows that there is more
-        if len(data) > MAX_FILE_BYTES:
-            problems.append(f"{file}: is larger than {MAX_FILE_BYTES >> 20} MiB; expected a manifest")
-            return []
+        data = read_file(file, MAX_FILE_BYTES)
         documents = [document for document in load_documents(data) if document is not None]
     except OSError as error:
         problems.append(f"{file}: cannot be read: {error.strerror}")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.core.model import DeclaredTool
+from gateway.core.read_file import read_file
 from gateway.core.units import parse_duration
 from gateway.runtimes.files import Files
 from gateway.runtimes.schema_wakegate import TOOL_NAME
@@ -130,11 +131,7 @@ def _read(name: Any, path: str, files: Files | None, problem: Problem) -> str:
         problem(path, "there are no files beside this manifest; expected `source` with the code itself", name)
     else:
         try:
-            file = files.resolve(name)
-            if file.exists() and not file.is_file():  # opening a named pipe would block the start of the gateway
-                raise ValueError("expected a file")
-            with file.open("rb") as stream:
-                return stream.read(MAX_ARGUMENT + 1).decode("utf-8")
+            return read_file(files.resolve(name), MAX_ARGUMENT).decode("utf-8")
         except (OSError, ValueError) as error:
             problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}", name)
     return ""

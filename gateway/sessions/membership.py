@@ -26,7 +26,8 @@ POLL_INTERVAL_S = 0.25  # between two reads of another gateway's announcement, a
 class Peer:
     """Another gateway. `seen` grows with each of its announcements; `alive`: the latest one has not expired.
 
-    `leaving`: it is shutting down and hibernates its sessions first. Nothing new is sent to it.
+    `leaving`: it is shutting down and hibernates its sessions first. Nothing new is sent to it. `doubted`: it seems not
+    to be alive, but this gateway itself was silent until just now, so that it may be about to announce itself again.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Peer:
     seen: float
     alive: bool
     leaving: bool = False
+    doubted: bool = False
 
 
 class Membership:
@@ -57,6 +59,8 @@ class Membership:
         self._lease: Lease | None = None
         self._leaving = False
         self._require_complete = require_complete
+        self._announced_at: float | None = None
+        self._trusts_from = float("-inf")  # from when on it counts as dead who has not announced itself
 
     def __repr__(self) -> str:
         return f"<Membership me={self.me!r} at {self.address}>"
@@ -67,12 +71,25 @@ class Membership:
         if lease is None:
             if self._require_complete is not None:
                 await self._require_complete()  # else a session of a gateway that lives would be taken over
-            return Peer(owner, "", 0.0, alive=False)
+            return Peer(owner, "", 0.0, alive=False, doubted=self._doubts(self._clock.now()))
         now = self._clock.now()
         alive = lease.expires_at > now
         notice = await self._store.lease(_leaving_name(owner)) if alive else None
         leaving = notice is not None and notice.expires_at > now
-        return Peer(owner, lease.holder, lease.expires_at, alive=alive, leaving=leaving)
+        doubted = not alive and self._doubts(now)
+        return Peer(owner, lease.holder, lease.expires_at, alive=alive, leaving=leaving, doubted=doubted)
+
+    def _doubts(self, now: float) -> bool:
+        """Whether what kept this gateway from announcing itself may have kept the others too.
+
+        A machine that sleeps, a virtual machine that is moved, a network without Redis: all announcements expire at
+        once, and who wakes first must not take the sessions of the others, whose sandboxes still run.
+        """
+        return now < self._trusts_from or self._was_silent(now)
+
+    def _was_silent(self, now: float) -> bool:
+        # One announcement may be late. Whoever else was stopped for long enough to count as dead has missed three.
+        return self._announced_at is not None and now - self._announced_at >= 2 * self.heartbeat_interval
 
     async def announce(self) -> bool:
         """Renew this gateway's announcement. False: it had expired, so others may have taken sessions over."""
@@ -91,6 +108,9 @@ class Membership:
                 if earlier is not None:
                     await self._store.release_lease(earlier)
             self._lease = await self._store.acquire_lease(name, self.address, self._takeover_after)
+        if self._was_silent(now):
+            self._trusts_from = self._clock.now() + self._takeover_after
+        self._announced_at = now
         return in_time
 
     async def announce_leaving(self) -> None:

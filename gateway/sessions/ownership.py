@@ -78,6 +78,12 @@ class Ownership:
             peer = await self._membership.find(session.owner)
             if peer.alive:
                 raise ElsewhereError(peer)
+            if peer.doubted:
+                raise OwnerAwayError(
+                    f"gateway {peer.id} has session {session.id} and is silent; this gateway did not run for a "
+                    "while either, and waits for the other to come back",
+                    retry_after=1,
+                )
 
     def close(self) -> None:
         """Stop waiting for other gateways: two that shut down at once must not wait for each other."""
@@ -100,7 +106,8 @@ class Ownership:
                     return
 
     async def settle(self, session_id: SessionId, unreachable: SandboxId | None = None) -> None:
-        """Wait while the session's owner shuts down, or, when it refused a connection (`unreachable`), restarts.
+        """Wait while the session's owner shuts down, or, when it refused a connection (`unreachable`), restarts; and
+        while it may have been stopped together with this gateway.
 
         Call it without holding the session. The owner needs the session's lease to hibernate it, so waiting under that
         lease would block both gateways until the owner counts as dead (`takeover_after`, 8 s by default). Requests
@@ -114,16 +121,17 @@ class Ownership:
             if session is None or session.state is SessionState.TERMINATED or self.is_mine(session):
                 return
             peer = await self._membership.find(session.owner)
-            if not peer.alive:
+            if not peer.alive and not peer.doubted:
                 self._admission.extend_holds(session_id)  # it may be one of many that all start here now
                 return
-            if first is None or first.id != peer.id:
-                first = peer
-            # Stores compute an expiry from a remaining time, so one announcement read twice differs by a little. A
-            # later announcement differs by a heartbeat interval; half of it tells the two apart.
-            announced_again = peer.seen > first.seen + self._membership.heartbeat_interval / 2
-            if not peer.leaving and (unreachable != peer_sandbox(peer) or announced_again):
-                raise ElsewhereError(peer)
+            if peer.alive:
+                if first is None or first.id != peer.id:
+                    first = peer
+                # Stores compute an expiry from a remaining time, so one announcement read twice differs by a little. A
+                # later announcement differs by a heartbeat interval; half of it tells the two apart.
+                announced_again = peer.seen > first.seen + self._membership.heartbeat_interval / 2
+                if not peer.leaving and (unreachable != peer_sandbox(peer) or announced_again):
+                    raise ElsewhereError(peer)
             if self._closed:
                 raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
             self._admission.extend_holds(session_id)
@@ -137,7 +145,7 @@ class Ownership:
         if self.is_mine(session):
             return True
         peer = await self._membership.find(session.owner)
-        if peer.alive:
+        if peer.alive or peer.doubted:
             return False
         # A keeper that copies may have a snapshot of it in the shared store; a parked workspace only its owner reaches.
         if is_snapshot(session.snapshot) or (session.sandbox is not None and self._transitions.leaves_running):

@@ -17,6 +17,7 @@ from gateway.core.errors import (
     ConflictError,
     FencedOutError,
     LimitError,
+    OwnerAwayError,
     SessionNotFoundError,
     SnapshotError,
     StaleWriteError,
@@ -245,5 +246,5 @@ async def _if_unchanged(act: Callable[[Session], Awaitable[bool]], session: Sess
         return await act(session)
     except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
         return False  # it was used or ended since it was read; the next sweep reads it again
-    except ElsewhereError:
+    except (ElsewhereError, OwnerAwayError):
         return False  # its owner sweeps it

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.core.errors import SettingsError
+from gateway.core.read_file import read_file
 
 KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -67,10 +67,11 @@ class SnapshotKeys:
     def read(cls, path: Path) -> SnapshotKeys:
         """Read a key file that other users cannot read. Raises SettingsError."""
         try:
-            with open(path, encoding="ascii") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            text = read_file(path).decode("ascii")
+        except OSError as error:
+            raise SettingsError([f"{path}: the snapshot keys cannot be read: {error.strerror}"]) from error
+        except UnicodeDecodeError as error:
             raise SettingsError([f"{path}: the snapshot keys cannot be read: {error}"]) from error
         # Group read is allowed: with fsGroup, Kubernetes gives a mounted Secret to a non-root process that way.
         if mode & 0o027:

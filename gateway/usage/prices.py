@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import SettingsError
+from gateway.core.read_file import read_file
 from gateway.core.usage import Quantity
 from gateway.usage.meter import Size
 
 GIB = 1 << 30
 _HOUR_S = 3600.0
 _MONTH_S = 730 * _HOUR_S  # as cloud providers count months
-_MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,9 @@ class Prices:
 def load_prices(path: Path) -> Prices:
     """Read a file of prices. Raises SettingsError with every problem, each with its key."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_FILE_BYTES + 1)
-        if len(text) > _MAX_FILE_BYTES:
-            raise SettingsError([f"--prices {path}: larger than {_MAX_FILE_BYTES >> 20} MiB"])
-        document = tomllib.loads(text.decode())
+        document = tomllib.loads(read_file(path).decode())
     except OSError as error:
-        raise SettingsError([f"--prices {path}: {error.strerror or error}"]) from error
+        raise SettingsError([f"--prices {path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:  # of TOML, or of UTF-8
         raise SettingsError([f"--prices {path}: {error}"]) from error
     problems: list[str] = []

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.core.errors import ActivationTimeoutError, QueueFullError
+from gateway.core.errors import ActivationTimeoutError, OwnerAwayError, QueueFullError
 from gateway.core.model import SandboxId, SessionId
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.admission import MAX_OWNER_WAIT_S
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
+from gateway.sessions.membership import ElsewhereError
 from gateway.store.memory import MemoryStore
 from gateway.testing import MemorylessExecutor, ScriptedProvider
 from tests.support.scripted import KEY
@@ -37,6 +38,7 @@ class World:
     """`heir` has an engine whose cold starts come one after the other; `dead` has live sessions and announced once."""
 
     heir: Sessions
+    dead: Sessions
     provider: ScriptedProvider
     sessions: list[SessionId]
 
@@ -90,7 +92,7 @@ async def world() -> AsyncIterator[World]:
         providers[1].parked[snapshot] = (str(number), clock.now())
         sessions.append(session.id)
     providers[1].cold_seconds = 1.5
-    yield World(heir, providers[1], sessions)
+    yield World(heir, dead, providers[1], sessions)
     await store.aclose()
 
 
@@ -112,6 +114,42 @@ async def test_session_that_is_asked_for_late_in_a_takeover_is_not_refused(world
     await asyncio.sleep(12.5)
     assert isinstance(await world.ask(late, None), float)
     await others
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_gateway_that_was_stopped_itself_gives_the_others_time_to_come_back(
+    world: World, comes_back: bool
+) -> None:
+    """A machine sleeps, and all announcements expire at once: who wakes first does not take the others' sessions.
+
+    One that does not come back counts as dead as long after that as ever.
+    """
+    heir, loop = world.heir.membership, asyncio.get_running_loop()
+    heir.address = "http://127.0.0.1:2"
+    await heir.announce()
+    await asyncio.sleep(10 * TAKEOVER_S)
+    woken, one = loop.time(), world.sessions[0]
+    asking = asyncio.create_task(world.ask(one, None))
+    await asyncio.sleep(0.5)
+    with pytest.raises(OwnerAwayError):
+        await world.heir.lifecycle.terminate(one, "in a sweep", only_if=lambda _: True)
+    await heir.announce()
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    if comes_back:
+        await world.dead.membership.announce()
+        assert isinstance(await asking, ElsewhereError)
+    else:
+        announcing = asyncio.create_task(_keep_announcing(world.heir))
+        assert isinstance(await asking, float)
+        assert TAKEOVER_S <= loop.time() - woken < TAKEOVER_S + 4
+        announcing.cancel()
+
+
+async def _keep_announcing(gateway: Sessions) -> None:
+    while True:
+        await asyncio.sleep(gateway.membership.heartbeat_interval)
+        await gateway.membership.announce()
 
 
 async def test_takeover_that_starts_nothing_ends_in_its_time(world: World) -> None:

@@ -262,10 +262,10 @@ class SandboxFactory:
         if reaches_out:
             readonly |= egress.bundle_binds(bundle, self._host.etc)
         if runtime.agent is not None and runtime.agent.source:
-            readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
+            readonly[bwrap.AGENT_FOLDER] = _unmoved(runtime.agent.source, "source")
         if gpus:
             readonly[self._gpus.libraries] = self._gpus.libraries
-        readonly |= {mount.target: _unmoved(mount.source) for mount in runtime.mounts}
+        readonly |= {mount.target: _unmoved(mount.source, "mounts") for mount in runtime.mounts}
         return bwrap.BwrapConfig(
             self._host,
             readonly,
@@ -361,10 +361,10 @@ class SandboxFactory:
             logger.warning("sandboxes share the machine's pseudo-terminals: %s", error.strerror)
 
 
-def _unmoved(folder: str) -> str:
+def _unmoved(folder: str, field: str) -> str:
     """A folder that a manifest named when it was read. Raises StartFailedError if a link leads elsewhere by now."""
     if os.path.realpath(folder) != folder or not os.path.isdir(folder):
         raise StartFailedError(
-            f"spec.wakegate.mounts: {folder} is not a folder any more, or a link leads elsewhere now"
+            f"spec.wakegate.{field}: {folder} is not a folder any more, or a link leads elsewhere now"
         )
     return folder

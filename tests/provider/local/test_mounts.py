@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import SandboxStartError
-from gateway.core.model import Mount, SessionId
+from gateway.core.model import Agent, Mount, SessionId
 from tests.support.local_engine import execute, runtime, serving
 
 A = SessionId("session-a")
@@ -33,12 +33,16 @@ async def test_mounted_folder_is_read_and_never_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(data)) == ["a.txt", "out"]
 
 
-async def test_folder_that_became_a_link_is_not_mounted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["mounts", "source"])
+async def test_folder_that_became_a_link_is_not_mounted(tmp_path: Path, field: str) -> None:
     """It was checked when the manifest was read: what is there now may be anything."""
     data, other = tmp_path / "data", tmp_path / "other"
     other.mkdir()
     data.symlink_to(other)
-    offered = runtime(mounts=(Mount("/data", source=str(data)),))
+    if field == "mounts":
+        offered = runtime(mounts=(Mount("/data", source=str(data)),))
+    else:
+        offered = runtime(agent=Agent(("sleep", "9"), (("/", 8000),), source=str(data)))
     async with serving(tmp_path, offered) as provider:
         with pytest.raises(SandboxStartError, match="leads elsewhere"):
             await provider.claim(offered.key, A)
