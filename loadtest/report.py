@@ -64,16 +64,8 @@ def markdown(results: dict[str, Any], plots: list[str]) -> str:
     ]  # fmt: skip
     for name, result in results["scenarios"].items():
         lines += ["", f"## {name}: {result['about']}", ""]
-        if result.get("kinds"):
-            lines += [
-                f"{_options(result)}",
-                "",
-                "| start | answers | p50 ms | p95 ms | p99 ms | max ms |",
-                "|---|---|---|---|---|---|",
-            ]
-            for kind, times in sorted(result["kinds"].items()):
-                row = " | ".join(f"{times[each]:.1f}" for each in ("p50", "p95", "p99", "max"))
-                lines.append(f"| {kind} | {times['count']:.0f} | {row} |")
+        if "options" in result:  # of k6
+            lines += [_options(result), *_times(result["kinds"])]
             lines += ["", ", ".join(f"{what} {count:g}" for what, count in result["counts"].items())]
         if result.get("holdings"):
             lines += ["", "| | before | after |", "|---|---|---|"]
@@ -83,6 +75,16 @@ def markdown(results: dict[str, Any], plots: list[str]) -> str:
             lines += ["```", result["output"].rstrip(), "```"]
     lines += ["", *against_baseline(results), *(f"![{plot}]({plot})" for plot in plots), ""]
     return "\n".join(lines)
+
+
+def _times(kinds: dict[str, Any]) -> list[str]:
+    """A table by start kind; nothing for a scenario whose answers have none."""
+    rows = []
+    for kind, times in sorted(kinds.items()):
+        row = " | ".join(f"{times[each]:.1f}" for each in ("p50", "p95", "p99", "max"))
+        rows.append(f"| {kind} | {times['count']:.0f} | {row} |")
+    head = ["", "| start | answers | p50 ms | p95 ms | p99 ms | max ms |", "|---|---|---|---|---|---|"]
+    return [*head, *rows] if rows else []
 
 
 def _held(bar: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from loadtest.processes import family, own_pss_mb, require_programs, started, ur
 
 K6 = Path(__file__).parent / "k6"
 _SETTLE_S = 15.0  # until sandboxes have ended and records have expired after a soak
+_CANARY = ("old_requests", "old_failed", "canary_requests", "new_failed", "rolled_back")  # what canary.js counts
 _TIMEOUT_S = 1200.0  # the soak, the longest, takes 10 minutes
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -64,6 +65,8 @@ SCENARIOS = {
         Scenario("streams", "long streams", (1, 10, 12), {"SECONDS": "20"}, {"VUS": "3", "SECONDS": "3"}),
         Scenario("websocket", "WebSockets to a server in a sandbox", (1, 2, 5), {"VUS": "50", "MESSAGES": "200"},
                  {"VUS": "5", "MESSAGES": "20"}),
+        Scenario("canary", "a release that fails is rolled back, the old revision serves on", (1, 2, 5),
+                 {"OLD": "8", "SECONDS": "60"}, {"SECONDS": "20"}),
         Scenario("soak", "creates, hibernations, wakes and deletes", (4, 4, 4), {"DURATION": "10m", "VUS": "4"},
                  {"DURATION": "15s", "VUS": "2"}, leaks=True),
     )
@@ -294,7 +297,8 @@ def _kinds(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _counts(summary: dict[str, Any]) -> dict[str, float]:
     counted = {"requests": "http_reqs", "iterations": "iterations", "rejections": "rejections"}
-    counted |= {name: name for name in ("server_errors", "broken_requests", "dropped_iterations", "ws_echoed", "woken")}
+    named = ("server_errors", "broken_requests", "dropped_iterations", "ws_echoed", "woken", *_CANARY)
+    counted |= {name: name for name in named}
     found = {shown: float(summary[name]["count"]) for shown, name in counted.items() if name in summary}
     if "http_reqs" in summary:
         found["requests/s"] = float(summary["http_reqs"]["rate"])
@@ -306,7 +310,8 @@ def _counts(summary: dict[str, Any]) -> dict[str, float]:
 def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars of one run: no errors, and no threshold of the script crossed."""
     # 429 is none of them: a full pool is allowed to say so.
-    errors = sum(_counts(summary).get(each, 0) for each in ("server_errors", "broken_requests", "failed checks"))
+    failures = ("server_errors", "broken_requests", "failed checks", "old_failed", "new_failed")
+    errors = sum(_counts(summary).get(each, 0) for each in failures)
     return [
         {"text": f"{name}: errors", "figure": errors, "bound": "<= 0", "held": errors == 0},
         {"text": f"{name}: k6's status (99: a threshold of the script)", "figure": status, "bound": "<= 0",

@@ -27,6 +27,7 @@ SMALL = {
     "soak": {"VUS": "1", "DURATION": "1s", "THINK_S": "0"},
     "streams": {"VUS": "1", "SECONDS": "1"},
     "websocket": {"VUS": "2", "MESSAGES": "5"},
+    "canary": {"OLD": "2", "NEW": "1", "SECONDS": "15"},
 }
 
 
@@ -142,6 +143,10 @@ RESULT = {
             "holdings": {"before": {"files": 1}, "after": {"files": 2}},
             "bars": [{"text": "spike: errors", "figure": 1.0, "bound": "<= 0", "held": False}],
         },
+        "canary": {
+            "about": "no starts are timed", "options": {}, "seconds": 2.0, "counts": {"old_failed": 0.0}, "kinds": {},
+            "samples": [], "holdings": None, "bars": [],
+        },
         "compare": {
             "about": "peers", "output": "a table", "bars": [],
             "rows": [{"connections": 1, "arrivals": 0, "side": "direct", "rate": 5.0, "least": 4.0, "most": 6.0}],
@@ -164,6 +169,7 @@ def test_report_lists_missed_bars_and_compares_with_the_last_accepted_run(
         "| warm | 3 | 1.0 | 2.0 | 3.0 | 4.0 |",
         "| files | 1.0 | 2.0 |",
         "| spike warm p50 ms | 1 | 1 | 1.00 |",
+        "old_failed 0",
     ):
         assert part in text
     for plot in ("latency.png", "throughput.png", "pool.png"):
