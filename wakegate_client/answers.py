@@ -47,7 +47,8 @@ def check(response: httpx.Response) -> None:
             message = str(document.get("error") or document.get("message") or "")
     except ValueError:
         pass
-    raise APIError(response.status_code, code, message or f"the answer's status is {response.status_code}")
+    said = message or response.text[:2000] or f"the answer's status is {response.status_code}"
+    raise APIError(response.status_code, code, said)
 
 
 def read_json(response: httpx.Response) -> Any:

@@ -41,9 +41,15 @@ _ANSWER_BYTES = 256 << 10
 _ARCHIVE = "packages.tar"
 # python3 -c SCRIPT REQUIREMENTS INDEX FOLDER [HOST]. Bytecode is compiled here, since the folder is read-only where it
 # is used; unchecked, because unpacking gives the sources other times. The end of pip's output is enough.
+# An environment that uv made has no pip; Python itself brings one, for new environments.
 _SCRIPT = """
-import os, subprocess, sys, tarfile
+import glob, importlib.util, os, subprocess, sys, tarfile
 requirements, index, folder, *host = sys.argv[1:]
+if not importlib.util.find_spec("pip"):
+    bundled = importlib.util.find_spec("ensurepip")
+    found = glob.glob(os.path.join(os.path.dirname(bundled.origin), "_bundled", "pip-*.whl")) if bundled else []
+    if not found: sys.exit("ERROR: the gateway's --sandbox-python has no pip; install it there")
+    os.environ["PYTHONPATH"] = found[0]
 os.makedirs("tmp", exist_ok=True)
 os.environ["TMPDIR"] = os.path.abspath("tmp")
 with open("requirements.txt", "w") as file: file.write(requirements)

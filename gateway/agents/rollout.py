@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from gateway.agents.model import MAX_EVENTS, MAX_REVISIONS, Agent, Event, Phase, Revision, Rollout, Strategy
 from gateway.core.errors import ConflictError, NotFoundError
 
+_FAILED = "failed: "  # begins the event of a first revision that did
 _FAILED_STARTS = 3  # in a row, with none that succeeded
 
 
@@ -43,6 +44,18 @@ def begin(agent: Agent, revision: Revision, strategy: Strategy, now: float) -> A
     if not agent.stable:
         agent = replace(agent, stable=revision.number)
     return _noted(_trimmed(agent), now, revision.number, revision.reason or "created")
+
+
+def is_in_effect(agent: Agent) -> bool:
+    """Whether new sessions get the latest revision, or are about to: then the same once more changes nothing.
+
+    Of one that has failed, or was undone, the same once more is a release: its cause may be gone.
+    """
+    latest, rollout = agent.latest.number, agent.rollout
+    if rollout is not None:
+        return rollout.revision == latest
+    failed = any(each.revision == latest and each.text.startswith(_FAILED) for each in agent.events)
+    return agent.stable == latest and not failed
 
 
 def next_number(agent: Agent) -> int:
@@ -110,7 +123,7 @@ def go_back(agent: Agent, reason: str, now: float) -> Agent:
         return agent
     # It stays in service: a revision that fails some requests is of more use than an agent that answers none.
     if not rollout.previous:
-        return _noted(replace(agent, rollout=None), now, rollout.revision, f"failed: {reason}")
+        return _noted(replace(agent, rollout=None), now, rollout.revision, f"{_FAILED}{reason}")
     agent = replace(agent, stable=rollout.previous, rollout=None)
     return _noted(_drain(agent, rollout.revision), now, rollout.revision, f"rolled back: {reason}")
 

@@ -196,7 +196,7 @@ class AgentsAPI:
             spec = merged(shown.manifest["spec"], body.get("spec") or {})
             revision = self._revision(agent, body, spec, _code_of(shown))
             same = replace(revision, number=shown.number, at=shown.at, by=shown.by, reason=shown.reason)
-            if same == shown:
+            if same == shown and rollout.is_in_effect(agent):
                 return agent  # nothing changes, so nothing is rolled out
             return rollout.begin(agent, revision, given or strategy_of(agent), self._clock.now())
 

@@ -14,6 +14,7 @@ from gateway.agents.rollout import (
     choose,
     drained,
     go_back,
+    is_in_effect,
     left_behind,
     next_number,
     pause,
@@ -61,6 +62,22 @@ def test_first_revision_serves_from_the_beginning_and_has_nothing_to_go_back_to(
     assert failed.rollout is None
     assert failed.stable == 1
     assert "exit status 1" in failed.events[-1].text
+
+
+def test_the_same_again_is_a_release_where_the_latest_revision_failed_or_was_undone() -> None:
+    """Its cause may be gone; while it is tried, and once it serves, the same again changes nothing."""
+    first = change(Agent("default", "greeter", "default", 0.0, "ada"))
+    assert is_in_effect(first)
+    assert not is_in_effect(step(first, Health(failures=3, last_error="no packages"), 101.0))
+    agent = new()
+    assert is_in_effect(agent)
+    agent = change(agent)
+    assert is_in_effect(agent)
+    taken = step(agent, READY, 130.0)
+    assert is_in_effect(step(taken, READY, 190.0))
+    for undone in (go_back(agent, "it fails", 110.0), undo(taken, None, "ada", PLAIN, 140.0)):
+        assert not is_in_effect(undone)
+    assert is_in_effect(undo(step(taken, READY, 190.0), 1, "ada", PLAIN, 200.0))
 
 
 def test_new_sessions_stay_with_the_old_revision_until_the_new_one_is_ready() -> None:

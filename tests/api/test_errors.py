@@ -47,6 +47,8 @@ def test_error_has_the_shape_of_its_surface(shape: ErrorShape) -> None:
         ("the store file:///srv/snapshots/a is away", "the store <path> is away"),
         ("gateway b at http://10.0.0.1:8080/v1/x is away", "gateway b at http://10.0.0.1:8080/v1/x is away"),
         ("/workspace/data.csv is a folder; GET /v1/sessions/a", "/workspace/data.csv is a folder; GET /v1/sessions/a"),
+        ('File "/app/x.py", line 3; /opt/agent/y.py', 'File "/app/x.py", line 3; /opt/agent/y.py'),
+        ("/opt/wakegate/keys and /apps/x", "<path> and <path>"),
         ("1/2 of them, and/or none", "1/2 of them, and/or none"),
     ],
 )

@@ -78,7 +78,9 @@ def _apps(file: str, source: str) -> list[tuple[str, str]]:
     # Parsed and never imported: an import runs the agent here, with this person's rights and without its packages.
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except SyntaxError as error:
+        raise EntryError(f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()[:200]}") from None
+    except (ValueError, RecursionError) as error:
         raise EntryError(f"{file}: {error}") from None
     found = []
     for statement in tree.body:

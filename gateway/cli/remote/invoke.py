@@ -13,7 +13,7 @@ from gateway.cli.remote.connection import over_api
 from gateway.cli.remote.screen import note, plain, write_answer
 from gateway.cli.remote.tasks import finish
 from gateway.core.errors import SettingsError
-from wakegate_client import Client
+from wakegate_client import APIError, Client
 from wakegate_client.calls import get_agent, invoke_async, quoted
 
 
@@ -68,10 +68,15 @@ def invoke(
 
 
 def _now(gateway: Client, where: str, body: bytes, headers: dict[str, Any]) -> None:
-    with gateway.stream("POST", where, content=body, headers=headers) as answer:
-        if found := answer.headers.get("x-session-id"):
-            note(f"session {found}")
-        write_answer(answer.iter_bytes())
+    try:
+        with gateway.stream("POST", where, content=body, headers=headers) as answer:
+            if found := answer.headers.get("x-session-id"):
+                note(f"session {found}")
+            write_answer(answer.iter_bytes())
+    except APIError as error:
+        if error.code:
+            raise  # the gateway's own words
+        raise APIError(error.status, "", f"the agent answered {error.status}: {error}") from error
 
 
 def _body(data: str) -> bytes:

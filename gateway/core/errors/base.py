@@ -6,9 +6,11 @@ import math
 import re
 from typing import Any
 
-# An absolute path of at least two parts, other than those that clients use themselves: the workspace and API routes.
+# An absolute path of at least two parts, other than those that clients use themselves: API routes, and folders of
+# sandboxes, which are the workspace, an agent's files and packages, and a skill.
 # Slashes after a word, a colon or a dot do not count, so `http://host/v1/x` and `a/b/c` stay readable.
-_HOST_PATH = re.compile(r"(?<![\w/.:])(?:file://)?/(?!workspace\b|v1/|api/|mcp\b)[^\s'\",;:()/]+/[^\s'\",;:()]*")
+_CLIENTS_OWN = r"workspace\b|app/|opt/agent/|skill/|v1/|api/|mcp\b"
+_HOST_PATH = re.compile(rf"(?<![\w/.:])(?:file://)?/(?!{_CLIENTS_OWN})[^\s'\",;:()/]+/[^\s'\",;:()]*")
 
 
 class WakegateError(Exception):

@@ -200,7 +200,9 @@ class Process:
     def final_output(self) -> str:
         """The end of the standard error of a tree that has ended, unread output included."""
         self._on_errors()
-        return self.error_output()
+        # An agent's picod says again and again what it waits for, and last why it ends.
+        _, again, last = self.error_output().rpartition("\nagent: ")
+        return f"agent: {last}" if again else last
 
     def error_output(self) -> str:
         """The end of its standard error, as read until now."""

@@ -66,6 +66,12 @@ def test_a_folder_without_an_agent_is_refused(sources: dict[str, str]) -> None:
         find_entry(sources)
 
 
+def test_a_fault_of_syntax_is_shown_where_it_is() -> None:
+    """With the line, as it stands there."""
+    with pytest.raises(EntryError, match=r"^app\.py, line 2: .*: def f\(x:$"):
+        find_entry({"app.py": "x = 1\ndef f(x:\n"})
+
+
 def test_bundle_is_the_same_for_the_same_files_and_has_no_more_than_they_need(tmp_path: Path) -> None:
     """Times do not matter; caches, secrets and what is ignored stay here."""
     for name in ("a.py", ".env", "notes/x.txt", "__pycache__/a.pyc", "data/d.csv"):
@@ -180,6 +186,9 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
         assert server.client.get(f"{path}/").text == "bad"
         assert "revision 1 serves" in run("rollout", "undo", "my-agent")
         assert server.client.get(f"{path}/").text == "good"
+        (folder / "app.py").write_text(FLASKLIKE % "bad")
+        assert "revision 3 serves" in run("deploy", str(folder)), "what was undone can be released again"
+        assert server.client.get(f"{path}/").text == "bad"
         assert "REVISION" in run("rollout", "history", "my-agent")
         (folder / "app.py").unlink()
         (folder / "agent.py").write_text(RUNNABLE)
@@ -189,3 +198,5 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
         streamed = server.client.post(f"{path}/stream", json={"input": ["a", "b"]})
         assert streamed.text == 'data: "a"\n\ndata: "b"\n\n'
         assert server.client.post(f"{path}/invoke", content=b"{").status_code == 400
+        refused = wakegate(tmp_path, "invoke", "my-agent", "--path", "/invoke", "-d", "{}", url=server.url)
+        assert "wakegate: the agent answered 400: " in refused.stderr
