@@ -66,7 +66,7 @@ SCENARIOS = {
         Scenario("websocket", "WebSockets to a server in a sandbox", (1, 2, 5), {"VUS": "50", "MESSAGES": "200"},
                  {"VUS": "5", "MESSAGES": "20"}),
         Scenario("canary", "a release that fails is rolled back, the old revision serves on", (1, 2, 5),
-                 {"OLD": "8", "SECONDS": "60"}, {"SECONDS": "20"}),
+                 {"OLD": "8"}, {"SECONDS": "5"}),
         Scenario("soak", "creates, hibernations, wakes and deletes", (4, 4, 4), {"DURATION": "10m", "VUS": "4"},
                  {"DURATION": "15s", "VUS": "2"}, leaks=True),
     )

@@ -27,8 +27,10 @@ SMALL = {
     "soak": {"VUS": "1", "DURATION": "1s", "THINK_S": "0"},
     "streams": {"VUS": "1", "SECONDS": "1"},
     "websocket": {"VUS": "2", "MESSAGES": "5"},
-    "canary": {"OLD": "2", "NEW": "1", "SECONDS": "15"},
+    "canary": {"OLD": "2", "NEW": "1", "SECONDS": "2"},
 }
+
+SLOW = (pytest.mark.slow, pytest.mark.timeout(180))  # its steps wait for starts of sandboxes, which other tests delay
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def gateway_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def tried(script: str) -> Any:
     """Three of the scripts in every run; together they use all that the others share. The rest with the slow tests."""
-    return script if script in ("smoke", "wake_storm", "websocket") else pytest.param(script, marks=pytest.mark.slow)
+    return script if script in ("smoke", "wake_storm", "websocket") else pytest.param(script, marks=SLOW)
 
 
 @pytest.mark.parametrize("script", [tried(script) for script in SMALL])
