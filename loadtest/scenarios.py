@@ -24,7 +24,7 @@ from loadtest.processes import family, own_pss_mb, require_programs, started, ur
 
 K6 = Path(__file__).parent / "k6"
 _SETTLE_S = 15.0  # until sandboxes have ended and records have expired after a soak
-_CANARY = ("old_requests", "old_failed", "canary_requests", "new_failed", "rolled_back")  # what canary.js counts
+_CANARY = ("old_requests", "old_failed", "canary_requests", "new_failed", "new_refused", "rolled_back")
 _TIMEOUT_S = 1200.0  # the soak, the longest, takes 10 minutes
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

@@ -19,6 +19,7 @@ const oldRequests = new Counter('old_requests');
 const oldFailed = new Counter('old_failed'); // no answer, or any but the old revision's
 const canaryRequests = new Counter('canary_requests'); // answered with the failing revision's 500
 const newFailed = new Counter('new_failed'); // no answer, or neither revision's
+const newRefused = new Counter('new_refused'); // no sandbox within the time for one: the machine is busy
 const rolledBack = new Counter('rolled_back');
 const untilBack = new Trend('until_rolled_back', true);
 
@@ -106,8 +107,11 @@ function begin(place) {
   const answers = [first];
   for (let index = 0; session && index < 3; index++) answers.push(get(place, session));
   for (const each of answers) {
-    if (each.status === 500 && each.body === 'bad') canaryRequests.add(1);
-    const well = (each.status === 500 && each.body === 'bad') || (each.status === 200 && each.body === 'good');
+    const canary = each.status === 500 && each.body === 'bad';
+    const refused = [429, 504].includes(each.status);
+    const well = canary || refused || (each.status === 200 && each.body === 'good');
+    canaryRequests.add(canary ? 1 : 0);
+    newRefused.add(refused ? 1 : 0);
     newFailed.add(well ? 0 : 1);
     if (!well) console.error(`new session: ${each.status} ${each.error} ${each.body}`);
   }
