@@ -221,6 +221,26 @@ def get_agent(name: str, namespace: str = "") -> Call[dict[str, Any]]:
     return Call("GET", of_agent(name), _of(dict[str, Any]), params={"namespace": namespace})
 
 
+def list_agents(params: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """GET /v1/agents: a page, by name. Filters as in docs/agents.md."""
+    return Call("GET", "/v1/agents", _of(dict[str, Any]), params=params)
+
+
+def stop_agent(name: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """POST /v1/agents/{name}/stop: its sessions end, and it refuses requests."""
+    return Call("POST", of_agent(name, "/stop"), _of(dict[str, Any]), params={"namespace": namespace}, slow=True)
+
+
+def start_agent(name: str, namespace: str = "") -> Call[dict[str, Any]]:
+    """POST /v1/agents/{name}/start."""
+    return Call("POST", of_agent(name, "/start"), _of(dict[str, Any]), params={"namespace": namespace})
+
+
+def delete_agent(name: str, namespace: str = "") -> Call[None]:
+    """DELETE /v1/agents/{name}; its sessions end."""
+    return Call("DELETE", of_agent(name), _nothing, params={"namespace": namespace}, slow=True)
+
+
 def invoke_async(path: str, content: Any, headers: Mapping[str, str], session: str = "") -> Call[dict[str, Any]]:
     """POST on an agent's path with `Prefer: respond-async`: answers a task. `headers` as docs/agents.md has them."""
     fields = {**headers, "prefer": "respond-async"}

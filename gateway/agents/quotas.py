@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,16 @@ MAX_WARM = 20  # sandboxes that an agent of the API keeps ready; they count agai
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What sandboxes of this machine can have at most. `memory` in bytes. Of a cluster: no bound that is known here."""
+    """What sandboxes of this machine can have at most. `memory` in bytes. Of a cluster: no bound that is known here.
+
+    `bookable_cpus`, `bookable_memory`: what they may request of it; more than it has where an operator overcommits.
+    """
 
     cpus: float
     memory: float
     gpus: float = 0
+    bookable_cpus: float = math.inf
+    bookable_memory: float = math.inf
 
 
 def check_count(agents: Sequence[Agent], tenant: str) -> None:
@@ -48,6 +54,10 @@ def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
     _at_most("gpus", gpus, machine.gpus, "GPUs of this machine")
     _at_most("vcpu", cpus, machine.cpus, "cores of this machine")
     _at_most("memory", memory, machine.memory, "of this machine")
+    # It would never start: said here, and not as the reason for which none becomes ready.
+    requested = runtime.requests
+    _at_most("vcpu", requested.millicores / 1000, machine.bookable_cpus, "cores that may be requested of this machine")
+    _at_most("memory", requested.memory, machine.bookable_memory, "that may be requested of this machine")
     amounts = limits.amounts
     wanted = ((Resource.VCPU, cpus, "cores "), (Resource.MEMORY, memory, ""), (Resource.GPUS, gpus, ""))
     for resource, each, unit in wanted:

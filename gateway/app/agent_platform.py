@@ -80,7 +80,7 @@ def make_agents(settings: Settings, catalog: AgentCatalog, needs: AgentNeeds) ->
     return AgentPlatform(
         directory=directory,
         keeper=needs.keeper(directory, code),
-        parts=AgentParts(directory, catalog, this_machine(), compiled, (), code, environments),
+        parts=AgentParts(directory, catalog, this_machine(settings), compiled, (), code, environments),
         apply_runtimes=apply,
     )
 

@@ -94,8 +94,9 @@ A_CLUSTER = Machine(math.inf, math.inf, math.inf)
 """Its nodes come and go: what fits none of them stays Pending, with the scheduler's reason."""
 
 
-def this_machine() -> Machine:
-    """Cores, memory in bytes, and GPUs by their device nodes."""
+def this_machine(settings: Settings) -> Machine:
+    """Cores, memory in bytes, GPUs by their device nodes, and what may be requested."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     nodes = [name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]
-    return Machine(float(os.cpu_count() or 1), memory, len(nodes))
+    cpus = float(os.cpu_count() or 1)
+    return Machine(cpus, memory, len(nodes), settings.bookable_cpus or cpus, settings.bookable_memory or memory)

@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Remote] = {
     "port-forward": Remote(_REMOTE + "forward:port_forward", "serve a port of a session on this machine", _INSIDE),
     "open": Remote(_REMOTE + "browser:open_port", "open a port of a session in the browser", _INSIDE),
     "deploy": Remote("gateway.cli.deploy.deploy:deploy", "put code on the gateway as an agent", _AGENTS),
+    "agents": Remote(_REMOTE + "agents:app", "list, show, stop, start and delete agents", _AGENTS),
     "rollout": Remote("gateway.cli.deploy.rollout:app", "status, history and undo of changes to an agent", _AGENTS),
     "invoke": Remote(_REMOTE + "invoke:invoke", "ask an agent something, now or in the background", _AGENTS),
     "tasks": Remote(_REMOTE + "tasks:app", "background invocations: list, get, result, cancel, retry", _AGENTS),

@@ -36,6 +36,7 @@ _MAX_ENTRIES, _MAX_DEPTH, _MAX_SCRIPTS = 2000, 8, 64
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _SCRIPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_DESCRIPTION_CHARS = 1024
+_NO_FOLDER = "only a manifest in a file of the gateway's (--runtime) can name a folder, and no custom resource or agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def read_skills(runtime: Runtime, entries: Sequence[Mapping[str, Any]], files: F
         place = f"spec.wakegate.skills[{index}]"
         source = entry.get("source", "")
         if files is None:
-            reader.note(f"{place}.source", "a manifest that comes from no file can name no folder of this machine")
+            reader.note(f"{place}.source", _NO_FOLDER)
             continue
         try:
             path = files.resolve_folder(source)

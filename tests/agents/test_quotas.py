@@ -12,11 +12,14 @@ from gateway.core.errors import BadRequestError, QuotaForbiddenError
 from gateway.core.model import Runtime
 from gateway.identity.tenant_limits import parse_limits
 
-MACHINE = Machine(4.0, 8 << 30)
+MACHINE = Machine(4.0, 8 << 30, bookable_cpus=16.0, bookable_memory=32 << 30)  # whose operator overcommits
 
 
-def agent(limits: dict[str, str], *, warm: int = 1, egress: tuple[str, ...] = ()) -> Runtime:
-    container = {"name": "agent", "image": "x", "command": ["python3"], "resources": {"limits": limits}}
+def agent(
+    limits: dict[str, str], requests: dict[str, str] | None = None, *, warm: int = 1, egress: tuple[str, ...] = ()
+) -> Runtime:
+    resources = {"limits": limits, "requests": requests or {}}
+    container = {"name": "agent", "image": "x", "command": ["python3"], "resources": resources}
     spec: dict[str, Any] = {
         "targetPort": [{"port": 8080, "protocol": "HTTP"}],
         "podTemplate": {"spec": {"containers": [container]}},
@@ -39,6 +42,21 @@ def test_what_is_short_is_said_in_its_own_unit(limits: dict[str, str], tenant: d
     """Of the machine, and of the tenant for all that are kept ready."""
     with pytest.raises(QuotaForbiddenError) as refused:
         check_fit(agent(limits, warm=2), parse_limits(tenant), MACHINE)
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        ({"cpu": "17"}, "vcpu: 17 asked for, at most 16 cores that may be requested of this machine"),
+        ({"memory": "64Gi"}, "memory: 64 GiB asked for, at most 32 GiB that may be requested of this machine"),
+    ],
+)
+def test_requests_that_the_machine_can_never_book_are_refused(requests: dict[str, str], expected: str) -> None:
+    """Not accepted, and then never ready."""
+    check_fit(agent({}, {"cpu": "16", "memory": "32Gi"}), parse_limits({}), MACHINE)
+    with pytest.raises(QuotaForbiddenError) as refused:
+        check_fit(agent({}, requests), parse_limits({}), MACHINE)
     assert expected in str(refused.value)
 
 

@@ -84,10 +84,23 @@ def deploy(
         spec["wakegate"]["invocation"] = {"session": conversation}
     fields |= {"spec": spec, "strategy": {"canary": {"weight": canary}} if canary else {}}
     agent = _release(gateway, name, fields)
-    with waiting(f"revision {agent['latestRevision']} of {name} is being started"):
-        agent = _wait(gateway, name, agent["latestRevision"])
-    print(f"revision {agent['revision']} serves")
+    made = agent["latestRevision"]
+    with waiting(f"revision {made} of {name} is being started"):
+        agent = _wait(gateway, name, made)
+    print(_outcome(agent, made))
     print(f"{target.url.rstrip('/')}{agent['path']}")
+
+
+def _outcome(agent: dict[str, Any], made: int) -> str:
+    """Who gets the revision that was made, in a sentence."""
+    if agent["phase"] == "Stopped":
+        name = plain(agent["name"])
+        return f"{name} is stopped: revision {made} is started with it, by `wakegate agents start {name}`"
+    under_way = agent["status"]["rollout"]
+    if under_way is not None and under_way["phase"] == "canary":
+        tried = f"revision {made} is tried by {under_way['weight']:g} % of new sessions"
+        return f"{tried}; revision {agent['revision']} serves the others"
+    return f"revision {agent['revision']} serves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +241,7 @@ def _wait(gateway: Client, name: str, revision: int) -> dict[str, Any]:
         failed = [text for text in texts if text.startswith(("failed", "rolled back"))]
         if failed:
             raise SettingsError([f"{name}: revision {revision} {plain(failed[0])}"])
-        if under_way is None or under_way["phase"] != "starting":
+        if under_way is None or under_way["phase"] != "starting" or agent["phase"] == "Stopped":
             return agent
         if time.monotonic() > until:
             raise SettingsError([f"{name}: revision {revision} is not ready yet; see `wakegate rollout status {name}`"])

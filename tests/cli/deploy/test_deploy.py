@@ -187,7 +187,9 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
         assert "revision 1 serves" in run("rollout", "undo", "my-agent")
         assert server.client.get(f"{path}/").text == "good"
         (folder / "app.py").write_text(FLASKLIKE % "bad")
-        assert "revision 3 serves" in run("deploy", str(folder)), "what was undone can be released again"
+        said = run("deploy", str(folder), "--canary", "20")
+        assert "revision 3 is tried by 20 % of new sessions; revision 1 serves the others" in said, "undone, and again"
+        assert "revision 3 serves" in run("rollout", "promote", "my-agent")
         assert server.client.get(f"{path}/").text == "bad"
         assert "REVISION" in run("rollout", "history", "my-agent")
         (folder / "app.py").unlink()
@@ -200,3 +202,14 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
         assert server.client.post(f"{path}/invoke", content=b"{").status_code == 400
         refused = wakegate(tmp_path, "invoke", "my-agent", "--path", "/invoke", "-d", "{}", url=server.url)
         assert "wakegate: the agent answered 400: " in refused.stderr
+
+        assert run("agents", "stop", "my-agent") == "my-agent stopped\n"
+        (folder / "agent.py").write_text(RUNNABLE + "# changed\n")
+        assert "my-agent is stopped: revision 5 is started with it" in run("deploy", str(folder))
+        (shown,) = json.loads(run("agents", "ls", "--phase", "Stopped", "-o", "json"))
+        assert (shown["name"], shown["latestRevision"]) == ("my-agent", 5)
+        assert run("agents", "start", "my-agent") == "my-agent started\n"
+        assert "phase: Stopped" not in run("agents", "get", "my-agent")
+        assert "expected one of Pending" in wakegate(tmp_path, "agents", "ls", "--phase", "on", url=server.url).stderr
+        assert run("agents", "rm", "my-agent") == "my-agent deleted\n"
+        assert run("agents", "ls") == ""

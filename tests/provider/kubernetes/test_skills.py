@@ -57,6 +57,13 @@ def seen(cluster: Cluster, runtime: str, kind: Any = PODS) -> list[dict[str, Any
     return [each for each in found if each["metadata"].get("labels", {}).get("wakegate.io/runtime") == runtime]
 
 
+def accepted(cluster: Cluster, name: str) -> dict[str, Any]:
+    """The condition of a custom resource; empty until there is one."""
+    found = cluster.call(lambda: cluster.objects.all(BY_PLURAL["codeinterpreters"], "default"))
+    (status,) = [each.get("status") or {} for each in found if each["metadata"]["name"] == name]
+    return next((each for each in status.get("conditions") or () if each["type"] == "Accepted"), {})
+
+
 def test_a_skill_runs_in_a_pod_of_its_own_that_has_its_folder(tmp_path: Path) -> None:
     """Of a runtime that is in a file of the gateway's: listed with its description, run, and gone afterwards."""
     (tmp_path / "adds" / "scripts").mkdir(parents=True)
@@ -85,3 +92,12 @@ def test_a_skill_runs_in_a_pod_of_its_own_that_has_its_folder(tmp_path: Path) ->
             assert policy["spec"]["egress"] == [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]
             wait_until(lambda: not seen(cluster, "office.skill.adds"), "its pod is gone")
             assert not any("skill" in each["name"] for each in server.client.get("/v1/runtimes").json()["runtimes"])
+
+            # A custom resource comes from no file that a folder could lie beside.
+            spec = {"template": {"image": "wakegate/picod:test"}, "wakegate": {"skills": [{"source": "adds"}]}}
+            cluster.call(lambda: cluster.create("codeinterpreters", "remote", namespace="default", spec=spec))
+            wait_until(lambda: accepted(cluster, "remote"), "it is looked at")
+            condition = accepted(cluster, "remote")
+            assert (condition["status"], condition["reason"]) == ("False", "InvalidSpec")
+            assert "skills[0].source: only a manifest in a file of the gateway's" in condition["message"]
+            assert server.client.get("/v1/tools", params={"runtime": "default/remote"}).status_code == 404
