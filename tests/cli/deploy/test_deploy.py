@@ -203,13 +203,29 @@ def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_
         refused = wakegate(tmp_path, "invoke", "my-agent", "--path", "/invoke", "-d", "{}", url=server.url)
         assert "wakegate: the agent answered 400: " in refused.stderr
 
+
+@pytest.mark.processes
+def test_agents_are_listed_stopped_started_and_deleted(tmp_path: Path) -> None:
+    """What is deployed to one that is stopped waits for its start, and its person is told so at once."""
+    folder = tmp_path / "my-agent"
+    folder.mkdir()
+    container = {"name": "agent", "image": "x", "command": ["python3", "-m", "http.server", "8080"]}
+    spec = {"targetPort": [{"port": 8080}], "podTemplate": {"spec": {"containers": [container]}}}
+    with serve(tmp_path / "state") as server:
+
+        def run(*words: str, status: int = 0) -> str:
+            done = wakegate(tmp_path, *words, url=server.url)
+            assert done.returncode == status, done.stdout + done.stderr + server.log.read_text()
+            return done.stdout + done.stderr
+
+        assert server.client.post("/v1/agents", json={"name": "my-agent", "spec": spec}).status_code == 201
         assert run("agents", "stop", "my-agent") == "my-agent stopped\n"
-        (folder / "agent.py").write_text(RUNNABLE + "# changed\n")
-        assert "my-agent is stopped: revision 5 is started with it" in run("deploy", str(folder))
+        (folder / "agent.py").write_text(RUNNABLE)
+        assert "my-agent is stopped: revision 2 is started with it" in run("deploy", str(folder))
         (shown,) = json.loads(run("agents", "ls", "--phase", "Stopped", "-o", "json"))
-        assert (shown["name"], shown["latestRevision"]) == ("my-agent", 5)
+        assert (shown["name"], shown["latestRevision"]) == ("my-agent", 2)
         assert run("agents", "start", "my-agent") == "my-agent started\n"
-        assert "phase: Stopped" not in run("agents", "get", "my-agent")
-        assert "expected one of Pending" in wakegate(tmp_path, "agents", "ls", "--phase", "on", url=server.url).stderr
-        assert run("agents", "rm", "my-agent") == "my-agent deleted\n"
-        assert run("agents", "ls") == ""
+        assert server.client.get("/v1/agents/my-agent").json()["phase"] != "Stopped"
+        assert run("agents", "rm", "default/my-agent") == "default/my-agent deleted\n"
+        assert "wakegate: no agent" in run("agents", "get", "my-agent", status=4)
+        assert server.client.get("/v1/agents?phase=on").status_code == 400

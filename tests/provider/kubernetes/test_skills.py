@@ -100,4 +100,4 @@ def test_a_skill_runs_in_a_pod_of_its_own_that_has_its_folder(tmp_path: Path) ->
             condition = accepted(cluster, "remote")
             assert (condition["status"], condition["reason"]) == ("False", "InvalidSpec")
             assert "skills[0].source: only a manifest in a file of the gateway's" in condition["message"]
-            assert server.client.get("/v1/tools", params={"runtime": "default/remote"}).status_code == 404
+            assert "remote" not in {each["name"] for each in server.client.get("/v1/runtimes").json()["runtimes"]}
