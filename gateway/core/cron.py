@@ -7,13 +7,14 @@ put back, one of an hour that comes twice runs once. Jobs of every minute or hou
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 _FIELDS = 5  # cronsim has a sixth, of seconds: an agent is no metronome
 MAX_CHARS = 100
+_REPEATED = timedelta(hours=4)  # more than clocks are put back by
 
 
 def check_cron(expression: str, timezone: str) -> None:
@@ -31,19 +32,19 @@ def check_cron(expression: str, timezone: str) -> None:
 
 def following(expression: str, timezone: str, after: float) -> float:
     """The first time after `after`; infinite if there is none in 50 years."""
-    return _next(expression, timezone, math.floor(after), reverse=False)
+    start = datetime.fromtimestamp(math.floor(after), _zone(timezone))
+    # cronsim counts on the clock of the wall: while an hour comes for the second time it finds the first time's again.
+    times = (found.timestamp() for found in CronSim(expression, start))
+    return next((found for found in times if found > after), math.inf)
 
 
 def latest(expression: str, timezone: str, until: float) -> float:
     """The last time that is not after `until`; minus infinity if there is none in 50 years."""
-    return _next(expression, timezone, math.floor(until) + 1, reverse=True)
-
-
-def _next(expression: str, timezone: str, at: int, *, reverse: bool) -> float:
-    found = next(CronSim(expression, datetime.fromtimestamp(at, _zone(timezone)), reverse), None)
-    if found is None:
-        return -math.inf if reverse else math.inf
-    return found.timestamp()
+    start = datetime.fromtimestamp(math.floor(until) + 1, _zone(timezone))
+    if start.fold:
+        start += _REPEATED  # 2:10 for the second time: 2:30 was before it
+    times = (found.timestamp() for found in CronSim(expression, start, reverse=True))
+    return next((found for found in times if found <= until), -math.inf)
 
 
 def _zone(name: str) -> ZoneInfo:
