@@ -13,7 +13,6 @@ from gateway.core.model import PoolStatus
 from gateway.core.units import rfc3339
 from gateway.observability.counters import Histogram, RuntimeCounters
 
-
 PHASES = ("Pending", "Running", "Updating", "Stopped", "Failed")
 
 
