@@ -19,7 +19,7 @@ def midnight(zone: str, day: tuple[int, int, int]) -> float:
 
 def of_a_day(expression: str, zone: str, day: tuple[int, int, int]) -> list[str]:
     """Its times on a day, as a clock there shows them."""
-    at, found = midnight(zone, day) - 1, []
+    at, found = midnight(zone, day) - 1, list[str]()
     while True:
         at = following(expression, zone, at)
         shown = datetime.fromtimestamp(at, ZoneInfo(zone))

@@ -50,7 +50,8 @@ def ls(
 @over_api
 def get(gateway: Client, agent: AgentName, output: Output = Format.YAML) -> None:
     """Show an agent: its manifest, its state, its requests and what it costs."""
-    show([gateway.send(get_agent(*split_name(agent)))], _COLUMNS, output, name="name", one=True)
+    found = gateway.send(get_agent(*split_name(agent)))
+    show([found], _COLUMNS, output, name="name", one=True)
 
 
 @app.command("stop")
