@@ -13,8 +13,6 @@ from gateway.core.model import PoolStatus
 from gateway.core.units import rfc3339
 from gateway.observability.counters import Histogram, RuntimeCounters
 
-PHASES = ("Pending", "Running", "Updating", "Stopped", "Failed")
-
 
 def phase_of(agent: Agent, pool: PoolStatus | None) -> str:
     """Stopped, Pending, Running, Updating or Failed. `pool`: of the revision of new sessions."""

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from gateway.agents import rollout
 from gateway.agents.model import Agent
 from gateway.agents.strategy import strategy_of
-from gateway.api.agent_json import PHASES
 from gateway.core.errors import BadRequestError, ConflictError, PermissionDeniedError
 from gateway.core.identity import current, is_tenant
 from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey
@@ -22,6 +21,7 @@ from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey
 CHANGE_FIELDS = ("spec", "strategy", "reason", "bundle", "environment")
 _CREATE_FIELDS = {"name", "namespace", "owner", "manifest", *CHANGE_FIELDS}
 _LIST_FILTERS = ("phase", "owner", "namespace")
+_PHASES = ("Pending", "Running", "Updating", "Stopped", "Failed")  # agent_json.phase_of
 _MAX_LIST = 500
 _MAX_REASON_CHARS = 500
 
@@ -164,6 +164,6 @@ def read_list_query(request: Request) -> ListQuery:
     if not limit.isascii() or not limit.isdigit() or len(limit) > 3 or not 1 <= int(limit) <= _MAX_LIST:
         raise BadRequestError(f"limit: expected a whole number from 1 to {_MAX_LIST}")
     wanted = {field: query[field] for field in _LIST_FILTERS if field in query}
-    if (phase := wanted.get("phase", PHASES[0])) not in PHASES:
-        raise BadRequestError(f"phase: expected one of {', '.join(PHASES)}, got {phase[:64]!r}")
+    if (phase := wanted.get("phase", _PHASES[0])) not in _PHASES:
+        raise BadRequestError(f"phase: expected one of {', '.join(_PHASES)}, got {phase[:64]!r}")
     return ListQuery(wanted, query.get("after", ""), int(limit))
