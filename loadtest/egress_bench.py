@@ -161,6 +161,7 @@ async def data_path(proxy: Proxy, world: Internet, seconds: int) -> None:
                             stack.callback(load.kill)
                         times[name].append(await asyncio.to_thread(p99_ms, url, session, seconds))
             gateway.terminate()
+            await asyncio.to_thread(gateway.stdout.read)  # its counts
         nginx.terminate()
     base = quantile(times["alone"], 0.5)
     for name, found in times.items():

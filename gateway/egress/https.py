@@ -110,15 +110,10 @@ class _Connection:
 
     async def _from_client(self) -> bytes:
         """More of the client, unless the origin ends the connection first, or says something unasked."""
-        asked = asyncio.create_task(self._inner.receive())
-        try:
-            waiting = [asked, *([self._origin.ahead()] if self._origin.is_reached else [])]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            return asked.result() if asked.done() else b""
-        finally:
-            if not asked.done():
-                asked.cancel()
-                await asyncio.wait((asked,))
+        asked = self._inner.ahead()
+        waiting = [asked, *([self._origin.ahead()] if self._origin.is_reached else [])]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return await self._inner.receive() if asked.done() else b""
 
     async def _from_cache(self, url: str, head: Head) -> bool:
         """Answer with a file that is kept; whether there was one. Raises EndedError."""

@@ -15,20 +15,19 @@ _UNKNOWN_AUTHORITY = frozenset((18, 19, 20, 21))  # X509_V_ERR_* of OpenSSL: sel
 
 
 class Origin:
-    """One client's connection to its origin. State: the handshake, and at most one read that is under way."""
+    """One client's connection to its origin."""
 
     def __init__(self, client: Client, target: Target) -> None:
         self._client, self._target = client, target
         self._stream = client.outer_tls(target)
         self._handshake: asyncio.Task[None] | None = None
-        self._reading: asyncio.Task[bytes] | None = None
 
     async def close(self) -> None:
         """End the handshake and the reading, if they still run, and wait for their ends."""
-        tasks = [task for task in (self._handshake, self._reading) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._handshake is not None:
+            self._handshake.cancel()
+            await asyncio.gather(self._handshake, return_exceptions=True)
+        await self._stream.stop()
 
     def begin_handshake(self) -> asyncio.Task[None]:
         """Begin it unless it was begun; it goes on while the client says what it wants."""
@@ -61,21 +60,12 @@ class Origin:
         return handshake is not None and handshake.done() and not handshake.exception()
 
     def ahead(self) -> asyncio.Task[bytes]:
-        """What the origin sends next; read ahead while the client is silent, as only so its end is noticed.
-
-        The task is kept and not cancelled when the client speaks first: what it has read would be lost.
-        """
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._stream.receive())
-        return self._reading
+        """What the origin sends next, read ahead while the client is silent. Not to be cancelled."""
+        return self._stream.ahead()
 
     async def receive(self) -> bytes:
         """What comes next; b"" at its end. Raises EndedError."""
-        try:
-            return await asyncio.shield(self.ahead())
-        finally:
-            if self._reading is not None and self._reading.done():
-                self._reading = None
+        return await self._stream.receive()
 
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises EndedError."""

@@ -46,6 +46,8 @@ class TlsStream:
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
         self._sending = asyncio.Lock()
+        self._reading: asyncio.Task[bytes] | None = None
+        self._ended = False  # nothing more comes
 
     async def handshake(self) -> None:
         """Raises EndedError, ssl.SSLCertVerificationError."""
@@ -66,12 +68,27 @@ class TlsStream:
                 return
 
     async def receive(self) -> bytes:
-        """What comes next; empty at the end. Raises EndedError."""
+        """What comes next; empty at the end. One at a time. Cancelled, it loses nothing. Raises EndedError."""
+        reading = self.ahead()
+        data = await asyncio.shield(reading)
+        self._reading = None
+        return data
+
+    def ahead(self) -> asyncio.Task[bytes]:
+        """What `receive` returns next, read already: only so the end of a silent side is noticed. Not to be cancelled.
+
+        Kept until it was received: a read that is cancelled may have taken bytes from the socket by then.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._receive())
+        return self._reading
+
+    async def _receive(self) -> bytes:
         while True:
             if data := self._decrypted():
                 return data
             await self._flush()  # an answer of TLS itself, such as to a change of keys
-            if self._incoming.eof or not await self._fill():
+            if self._ended or not await self._fill():
                 return b""
 
     def _decrypted(self) -> bytes:
@@ -80,13 +97,12 @@ class TlsStream:
         try:
             while piece := self._tls.read(_READ_BYTES):
                 pieces.append(piece)
+            self._ended = True  # the other side has said so; its end of the socket may stay open
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:
-            self._incoming.write_eof()
         except ssl.SSLError as error:
             # What came whole before it is passed on; the next read meets the same error.
-            if not pieces and not self._incoming.eof:
+            if not pieces and not self._ended:
                 raise EndedError(f"TLS failed: {error.reason}") from None
         return b"".join(pieces)
 
@@ -99,8 +115,15 @@ class TlsStream:
                 raise EndedError(f"TLS failed: {error.reason}") from None
         await self._flush()
 
+    async def stop(self) -> None:
+        """End a read that is under way, and wait for its end. Nothing may be received after that."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
     async def close(self) -> None:
-        """Say that no more comes. Without effect on a connection that is broken."""
+        """Say that no more comes, and end a read. Without effect on a connection that is broken."""
+        await self.stop()
         try:
             self._tls.unwrap()
         except (ssl.SSLError, ValueError):
@@ -118,6 +141,7 @@ class TlsStream:
             raise EndedError("the connection broke") from None
         if not data:
             self._incoming.write_eof()
+            self._ended = True
             return False
         self._incoming.write(data)
         await self._pace(self._count_in, len(data))

@@ -289,6 +289,18 @@ async def test_methods_and_paths_bound_https(world: Internet, gate: EgressGate) 
     assert "/private" in "".join(line.reason for line in lines)
 
 
+async def test_requests_follow_each_other_at_once_on_a_connection(world: Internet, proxy: Proxy) -> None:
+    """Each is sent the moment the answer before it is there, which is while the service ends that exchange."""
+    before = len(world.requests())
+    async with proxy.secure(f"{HOST}:443") as (reader, writer):
+        for number in range(300):
+            writer.write(request(f"/{number}"))
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+    assert [each["path"] for each in world.requests()[before:]] == [f"/{number}" for number in range(300)]
+
+
 async def test_large_bodies_go_whole_both_ways(world: Internet, proxy: Proxy) -> None:
     """20 MB down and 5 MB up, through both ends of TLS."""
     async with proxy.secure(f"{HOST}:443") as (reader, writer):
