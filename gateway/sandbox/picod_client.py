@@ -21,6 +21,7 @@ import orjson
 from gateway.core.errors import (
     SnapshotCorruptError,
     SnapshotError,
+    SnapshotStoreFullError,
     SnapshotUnsupportedError,
     UpstreamBrokenError,
     UpstreamConnectError,
@@ -117,6 +118,8 @@ class PicodExecutor:
             body = await _read_bounded(reply)
         if reply.status_code == 400:
             raise SnapshotCorruptError(f"sandbox {sandbox.id} cannot unpack the snapshot: {_error(body)}")
+        if reply.status_code == 507:
+            raise SnapshotStoreFullError(f"sandbox {sandbox.id} cannot import the workspace: {_error(body)}")
         if reply.status_code != 200:
             raise _refused(sandbox, "import the workspace", reply.status_code, body)
 

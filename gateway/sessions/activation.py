@@ -123,15 +123,20 @@ class SessionOpener:
         self._cancel_copy(session_id)
         async with self._ownership.holding(session_id, unreachable) as session:
             here = self._ownership.is_mine(session)
-            if session.sandbox is not None and session.state is SessionState.ACTIVE:
+            if session.sandbox is not None and session.state in (SessionState.ACTIVE, SessionState.HIBERNATING):
                 alive = await self._provider.find(session.sandbox.id) if here else None
                 if alive is not None and alive.id != unreachable:
+                    if session.state is SessionState.HIBERNATING:
+                        # It stopped before the sandbox ended, for example because the store was unreachable. To go on
+                        # with it would cost the variables in memory, which the record does not say were saved.
+                        session = await self._transitions.cancel(session)
                     self._bindings.add(alive.id, session)
                     return Opened(session, alive, StartKind.LIVE, session.restored)
+            if session.state is SessionState.ACTIVE and session.sandbox is not None:
                 reason = "its sandbox does not answer" if here else f"its gateway {session.owner} is not running"
                 session = await self._recovery.salvage(session, reason)
             if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
-                # An earlier operation stopped between two steps, for example because the store was unreachable.
+                # The same, later: the workspace is on its way, and `salvage` knows from where to where.
                 session = await self._recovery.salvage(session, "")
             return await self._revive(session)
 

@@ -268,12 +268,16 @@ class Hibernator:
         return is_hibernated
 
     async def _require_stored(self, session: Session, reference: str | None) -> None:
-        """Delete a snapshot that exceeds its tenant's quota, and let the session stay awake: raises LimitError."""
+        """Delete a snapshot that exceeds its tenant's quota, and let the session stay awake: raises LimitError.
+
+        Also one of which the quota cannot be asked: no record names it.
+        """
         try:
             await self._quotas.reserve_stored(session, reference)
-        except LimitError as error:
+        except WakegateError as error:
             await self._transitions.delete_snapshot(reference or "")
-            await self._transitions.cancel(session, f"cannot hibernate: {error}")
+            if isinstance(error, LimitError):
+                await self._transitions.cancel(session, f"cannot hibernate: {error}")
             raise
 
     async def _keep(self, session: Session) -> tuple[Session, str | None]:

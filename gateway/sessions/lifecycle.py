@@ -12,13 +12,14 @@ The other operations are separate classes that callers are given directly (docs/
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import RuntimeNotFoundError, SessionNotFoundError, WakegateError
+from gateway.core.errors import RuntimeNotFoundError, SessionNotFoundError, StoreUnavailableError, WakegateError
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import (
@@ -36,6 +37,7 @@ from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.first_sandbox import FirstSandbox
 from gateway.sessions.idleness import IdleTracker
+from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.new_session import check_egress, check_public_ports, new_id, new_record, require_creation
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.quotas import Quotas
@@ -46,6 +48,7 @@ from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
 
+MAX_UNCLAIMED = 10_000  # the idle timeout ends those beyond it
 UNCLAIMED = "its client disconnected before it had the session's id"  # `reason` of a session that no client can name
 
 
@@ -88,6 +91,7 @@ class Lifecycle:
         self._first_sandbox = FirstSandbox(records, provider, admission, bindings, quotas)
         self._bindings_under_way = Tasks()
         self._end_listeners: list[Callable[[SessionId], None]] = []
+        self._unclaimed: set[SessionId] = set()  # whose id no client has, and which could not be ended yet
 
     def on_end(self, listener: Callable[[SessionId], None]) -> None:
         """Call `listener(session)` after this gateway has ended a session."""
@@ -149,6 +153,9 @@ class Lifecycle:
             session = await asyncio.shield(binding)
         except asyncio.CancelledError:
             binding.add_done_callback(self._end_unclaimed)
+            raise
+        except StoreUnavailableError:
+            self._note_unclaimed(session.id)  # its record may have been written all the same
             raise
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
@@ -318,11 +325,19 @@ class Lifecycle:
         except SessionNotFoundError:
             pass
         except WakegateError as error:
-            logger.warning(
-                "session %s, whose id no client has, could not be ended; its idle timeout ends it: %s",
-                session_id,
-                error,
-            )
+            logger.warning("session %s, whose id no client has, could not be ended yet: %s", session_id, error)
+            self._note_unclaimed(session_id)
+
+    async def end_unclaimed_again(self) -> None:
+        """End sessions that no client can name and that could not be ended before. Raises StoreUnavailableError."""
+        for session_id in list(self._unclaimed):
+            with contextlib.suppress(SessionNotFoundError, ElsewhereError):
+                await self.terminate(session_id, UNCLAIMED)
+            self._unclaimed.discard(session_id)
+
+    def _note_unclaimed(self, session_id: SessionId) -> None:
+        if len(self._unclaimed) < MAX_UNCLAIMED:
+            self._unclaimed.add(session_id)
 
     async def aclose(self) -> None:
         """Wait for sessions that are being created, or being ended because their client has left."""

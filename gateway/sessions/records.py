@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LEASE_TTL_S = 10.0
 # Records of about 2 KB, so 40 MB at most; the one written longest ago is dropped first.
 MAX_REMEMBERED = 20_000
+MAX_UNFINISHED = 10_000  # of those beyond it the next request, or the next start, finds the record as it is
+_BETWEEN_STEPS = (SessionState.HIBERNATING, SessionState.WAKING)
 _POLL_INTERVAL_S = 0.02  # while another gateway holds the session; a wake takes about as long
 _WRITABLE_S = 1.0
 
@@ -66,6 +68,8 @@ class Records:
         self.store = store
         self.shared = shared
         self.holder = holder
+        # Sessions whose record may say that a step is under way while none is: the sweeper finishes them.
+        self.unfinished: set[SessionId] = set()
         self._quotas = quotas
         self._cached = cached or store
         self._completeness = completeness
@@ -120,6 +124,7 @@ class Records:
             written = await self._cached.put(session, lease=self._leases.get(session.id))
         except StoreUnavailableError:
             self._written_at = float("-inf")
+            self.note_unfinished(session.id)  # it may have been written all the same
             raise
         self._written_at = asyncio.get_running_loop().time()
         self._remember(written)
@@ -162,6 +167,11 @@ class Records:
         logger.warning("session %s had no record in the session store; rewrote it from memory", session_id)
         return written
 
+    def note_unfinished(self, session_id: SessionId) -> None:
+        """An operation on the session was broken off, e.g. by a store that went away, and perhaps between two steps."""
+        if len(self.unfinished) < MAX_UNFINISHED:
+            self.unfinished.add(session_id)
+
     def is_held(self, session_id: SessionId) -> bool:
         """Whether an operation of this gateway runs on the session, or waits for it."""
         return session_id in self._locks
@@ -181,6 +191,9 @@ class Records:
                 async with self._leased(session_id):
                     yield
         finally:
+            last = self._remembered.get(session_id)
+            if last is not None and last.state in _BETWEEN_STEPS:
+                self.note_unfinished(session_id)
             users = self._locks[session_id][1] - 1
             if users:
                 self._locks[session_id] = (lock, users)

@@ -102,6 +102,21 @@ class Recovery:
                     # The next request on it tries again; other sessions can be used meanwhile.
                     logger.error("session %s cannot be recovered yet: %s", session.id, error)
 
+    async def finish(self, session_id: SessionId) -> None:
+        """Take a session on which an operation was broken off to a state that the sweeps know.
+
+        Without a request it would stay between two states: neither idle, so that it keeps its sandbox, nor hibernated.
+        Raises what `salvage` raises.
+        """
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
+            if session is None or session.sandbox is None or not self._ownership.is_mine(session):
+                return
+            if await self._provider.find(session.sandbox.id) is None or session.state is SessionState.WAKING:
+                await self.salvage(session, "")
+            elif session.state is SessionState.HIBERNATING:
+                await self._transitions.cancel(session)
+
     def unbind(self, event: SandboxEvent) -> Loss | None:
         """Close the routes to a sandbox that ended on its own. None: it was no session's."""
         session_id = self._bindings.remove(event.sandbox_id) or event.session_id

@@ -110,6 +110,7 @@ class Sweeper:
         self._audit = audit
         self._quotas = quotas
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
+        self._finishing = BoundedTasks(CONCURRENCY)
 
     async def sweep(self) -> int:
         """Hibernate or end idle sessions, end expired ones, delete old records of ended ones.
@@ -126,6 +127,8 @@ class Sweeper:
             return 0  # without an id this gateway owns no session, and another one has the sweeper's lease
         now = self._clock.now()
         store = self._records.store
+        await self._lifecycle.end_unclaimed_again()
+        await self._finish_all()
         # Idle sessions first: one that was idle before it reached its maximum duration is hibernated and not ended.
         acted = await self._each(store.idle(now), is_leader, self._hibernate_idle, self._hibernating)
         acted += await self._each(store.expired(now), is_leader, self._end_expired, self._ending)
@@ -139,7 +142,9 @@ class Sweeper:
 
     async def aclose(self) -> None:
         """Cancel actions that a sweep started and that still run."""
-        await asyncio.gather(*(tasks.aclose() for tasks in (self._orphans, self._ending, self._hibernating)))
+        await asyncio.gather(
+            *(tasks.aclose() for tasks in (self._orphans, self._ending, self._hibernating, self._finishing))
+        )
 
     async def _delete_orphans(self, is_leader: bool) -> None:
         """Delete snapshots and parked workspaces that no record names, as a crash between two steps leaves them."""
@@ -153,6 +158,26 @@ class Sweeper:
             await self._keeper.delete_orphans(self.kept_references, self._orphan_retention)
         except WakegateError as error:
             logger.warning("orphaned snapshots could not be looked for: %s", error)
+
+    async def _finish_all(self) -> None:
+        for session_id in list(self._records.unfinished)[:BATCH_SIZE]:
+            if session_id in self._finishing or self._records.is_held(session_id):
+                continue
+            if not await self._finishing.start(session_id, partial(self._finish, session_id), self._interval):
+                break
+        await self._finishing.settle(self._interval)
+
+    async def _finish(self, session_id: SessionId) -> bool:
+        """Finish what an operation left half done; where that fails, the next sweep tries again."""
+        self._records.unfinished.discard(session_id)
+        try:
+            await self._recovery.finish(session_id)
+        except (StaleWriteError, FencedOutError, SessionNotFoundError, ElsewhereError):
+            return False  # others have written it meanwhile
+        except WakegateError as error:
+            self._records.note_unfinished(session_id)
+            logger.debug("session %s is still between two states: %s", session_id, error)
+        return True
 
     async def kept_references(self) -> AsyncIterator[str]:
         """References to workspaces named by the records of sessions that have not ended."""

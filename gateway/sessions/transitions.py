@@ -16,14 +16,18 @@ snapshot, so a session that is only a snapshot has no owner.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 
 from gateway.core.clock import Clock
 from gateway.core.errors import (
+    FencedOutError,
     SnapshotError,
     SnapshotStoreFullError,
     SnapshotStoreUnavailableError,
+    StaleWriteError,
+    StoreUnavailableError,
     WakegateError,
 )
 from gateway.core.interfaces import Executor, WorkspaceKeeper
@@ -41,6 +45,8 @@ from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 
 logger = logging.getLogger(__name__)
+
+_MAX_UNRECORDED = 10_000  # sessions; the snapshots of further ones are orphans, which the sweeper deletes later
 
 
 class RollbackError(SnapshotError):
@@ -70,6 +76,8 @@ class Transitions:
         self._retention = retention
         self._quotas = quotas
         self._me = me
+        # Snapshots that a record names or not: the store went away as it was written.
+        self._unrecorded: dict[SessionId, set[str]] = {}
 
     @property
     def leaves_running(self) -> bool:
@@ -82,7 +90,7 @@ class Transitions:
 
     async def cancel(self, session: Session, reason: str = "") -> Session:
         """Set it back to active: a request came, or hibernation failed for `reason`. Raises StaleWriteError."""
-        return await self._records.put(replace(session, state=SessionState.ACTIVE, reason=reason))
+        return await self._put(replace(session, state=SessionState.ACTIVE, reason=reason))
 
     async def suspend(self, session: Session) -> Session:
         """Have picod save the memory of code contexts into the workspace. The result is written by `hibernated`."""
@@ -148,7 +156,7 @@ class Transitions:
             return await self._put_and_delete_replaced(
                 session, replace(session, snapshot=reference, snapshot_at=self._clock.now())
             )
-        except BaseException:
+        except (StaleWriteError, FencedOutError):
             if reference != session.snapshot:
                 await self.delete_snapshot(reference)
             raise
@@ -252,10 +260,29 @@ class Transitions:
 
         In the other order a crash between the two would leave a record that names a deleted snapshot.
         """
-        written = await self._records.put(after)
+        try:
+            written = await self._put(after)
+        except (StoreUnavailableError, asyncio.CancelledError):
+            if after.snapshot is not None and is_snapshot(after.snapshot) and after.snapshot != before.snapshot:
+                self._note_unrecorded(after.id, after.snapshot)
+            raise
         if before.snapshot not in (None, written.snapshot):
             await self.delete_snapshot(before.snapshot)
         return written
+
+    async def _put(self, session: Session) -> Session:
+        """Write the record, then delete the snapshots that it might have named and does not.
+
+        Only now: a write whose answer was lost may still arrive, until the store has a newer version.
+        """
+        written = await self._records.put(session)
+        for reference in self._unrecorded.pop(session.id, set()) - {written.snapshot}:
+            await self.delete_snapshot(reference)
+        return written
+
+    def _note_unrecorded(self, session_id: SessionId, reference: str) -> None:
+        if session_id in self._unrecorded or len(self._unrecorded) < _MAX_UNRECORDED:
+            self._unrecorded.setdefault(session_id, set()).add(reference)
 
     def _hibernated(self, session: Session, reference: str, reason: str, at: float) -> Session:
         """Without a sandbox: it is what is kept as `reference`, of the moment `at`."""

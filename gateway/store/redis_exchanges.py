@@ -30,6 +30,8 @@ CONNECTIONS = 16
 # The server did not answer, in contrast to errors that it answered with.
 _OUTAGES = (OSError, TimeoutError, RedisConnectionError, RedisTimeoutError)
 
+_CLOSED = "the handler is closed"  # in uvloop's RuntimeError for a write after the server has closed the connection
+
 
 class RedisExchanges:
     """Runs commands and scripts on the Redis at `url`. All methods raise StoreUnavailableError on any failure."""
@@ -100,8 +102,10 @@ class RedisExchanges:
                 with keeping_cancellation():
                     async with asyncio.timeout(self._deadline):
                         return await exchange(client)
-            except (RedisError, OSError, TimeoutError) as error:
-                if isinstance(error, _OUTAGES):
+            except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and _CLOSED not in str(error):
+                    raise
+                if isinstance(error, (*_OUTAGES, RuntimeError)):
                     self._outages += 1
                 if isinstance(error, ReadOnlyError) and isinstance(client, Redis):
                     # A replica answers at the master's address after a failover: dial again, so that the name is

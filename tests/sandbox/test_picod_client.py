@@ -14,6 +14,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import (
     SnapshotCorruptError,
     SnapshotError,
+    SnapshotStoreFullError,
     SnapshotUnsupportedError,
     UpstreamBrokenError,
     UpstreamConnectError,
@@ -179,6 +180,13 @@ async def test_refused_archive_is_a_damaged_snapshot() -> None:
     """400 of picod: what was stored cannot be unpacked."""
     async with answering(saying(b'{"error": "the archive is refused: x"}', "400 Bad Request")) as sandbox:
         with pytest.raises(SnapshotCorruptError, match="sb-1 cannot unpack the snapshot: the archive is refused: x"):
+            await restore(executor_of(), sandbox)
+
+
+async def test_restore_on_a_full_disk_says_that_it_is_full() -> None:
+    """507 of picod: not a failure of the gateway's (500), and once there is room the same request succeeds."""
+    async with answering(saying(b'{"error": "no space left on device"}', "507 Insufficient Storage")) as sandbox:
+        with pytest.raises(SnapshotStoreFullError, match="sb-1 cannot import the workspace: no space left on device"):
             await restore(executor_of(), sandbox)
 
 

@@ -55,6 +55,21 @@ async def answers(store: RedisStore) -> bool:
     return True
 
 
+async def test_write_after_the_server_closed_is_an_outage_and_a_bug_is_none(store: RedisStore) -> None:
+    """uvloop says it with a RuntimeError, which would be an answer of 500 in place of 503."""
+
+    async def closed(client: Any) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    async def broken(client: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(StoreUnavailableError, match="the handler is closed"):
+        await store._redis.call(closed)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await store._redis.call(broken)
+
+
 async def test_search_goes_on_where_one_script_has_looked_through_enough(store: RedisStore) -> None:
     """Of 4 MiB of records a script takes two; none is left out, twice found, or given another's place."""
     for number in range(40):

@@ -144,7 +144,7 @@ class LocalProvider:
         self._registry.open(factory)
         self._workspaces.open(state_dir)
         self._running = True
-        self._tasks.spawn(self._trash.run(state_dir.trash))
+        self._tasks.spawn(self._trash.run(state_dir.trash, state_dir.discard_again))
         self._tasks.spawn(disk_quota.enforce(self._registry, self._disk, self._clock))
         if "memory" not in self._groups.in_force:  # else the kernel holds the limit, without the gap between two polls
             self._tasks.spawn(memory_watch.enforce(self._registry, self._clock))
@@ -193,6 +193,7 @@ class LocalProvider:
         await self._registry.aclose()
         assert self._state_dir is not None
         assert self._groups is not None
+        self._state_dir.discard_again()
         await asyncio.to_thread(safe_delete.empty_trash, self._state_dir.trash)
         self._groups.close()
         if self._users is not None:

@@ -7,13 +7,16 @@ A workspace is deleted in two steps: a rename into the trash folder, which is qu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 5.0  # until a disk that refused a rename is asked again
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -125,11 +128,18 @@ class TrashCollector:
         """Ask for a round. Cheap: requests made during a round are served by one more."""
         self._requested.set()
 
-    async def run(self, trash: Path) -> None:
-        """Empty `trash` after each request, until cancelled."""
+    async def run(self, trash: Path, discard_again: Callable[[], bool]) -> None:
+        """Empty `trash` after each request, until cancelled.
+
+        `discard_again` moves there what could not be moved before; while it returns False it is called every RETRY_S.
+        """
+        waits = False
         while True:
-            await self._requested.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if waits else None):
+                    await self._requested.wait()
             self._requested.clear()
+            waits = not discard_again()
             await asyncio.to_thread(empty_trash, trash)
 
 

@@ -167,8 +167,9 @@ class SandboxFactory:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
-            if not keep():  # called last: it may be decided while the processes end
-                self._state_dir.discard(workspace)
+            finally:
+                if not keep():  # called last: it may be decided while the processes end
+                    self._state_dir.discard(workspace)
 
     def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
         """Without a pid namespace, what left picod's session is found by its group and by the tag it inherited."""

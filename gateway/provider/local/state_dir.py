@@ -15,6 +15,7 @@ STATE/trash/        workspaces to be deleted; renamed here first, so that a cras
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -26,6 +27,8 @@ from gateway.core.errors import SettingsError
 from gateway.core.model import SandboxId, SessionId
 from gateway.provider.local import bwrap, safe_delete
 
+logger = logging.getLogger(__name__)
+
 MAX_SOCKET_PATH_BYTES = 107  # bytes: sun_path holds 108 with its final zero
 
 
@@ -34,6 +37,7 @@ class StateDir:
 
     def __init__(self, state: Path, lock: int) -> None:
         self._lock = lock
+        self._to_discard: set[Path] = set()  # what `discard` could not move
         self.path = state
         self.workspaces, self.trash, self.etc = state / "workspaces", state / "trash", state / "etc"
         self.parked, self.restoring, self.abandoned = state / "parked", state / "restoring", state / "abandoned"
@@ -92,21 +96,45 @@ class StateDir:
         return folder
 
     def discard(self, workspace: Path) -> None:
-        """Move a workspace out of the way at once (a rename); TrashCollector deletes it. Absent is success."""
+        """Move a workspace out of the way at once (a rename); TrashCollector deletes it. Absent is success.
+
+        A disk without a free block may refuse even that. The workspace then stays where it is until `discard_again`
+        succeeds: nobody waits for it, and an error would keep its session or sandbox from ending.
+        """
+        try:
+            self._discard(workspace)
+        except OSError as error:
+            logger.warning("workspace %s cannot be moved into the trash yet: %s", workspace, error)
+            self._to_discard.add(workspace)
+
+    def discard_again(self) -> bool:
+        """Try again what `discard` could not do. Returns whether nothing is left to try."""
+        for workspace in list(self._to_discard):
+            try:
+                self._discard(workspace)
+            except OSError:
+                return False  # the others would fail as well
+        return True
+
+    def _discard(self, workspace: Path) -> None:
         try:
             os.chmod(workspace, 0o700)  # a moved folder gets a new "..", so it must be writable; code may have shut it
             os.rename(workspace, self.trash / f"{workspace.name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
             pass
         (self.restoring / workspace.name).unlink(missing_ok=True)
+        self._to_discard.discard(workspace)
 
     def park(self, workspace: Path | None, session: SessionId) -> bool:
         """Keep a workspace under its session's name. If part of it is there already, the two parts are joined.
 
-        None: there is none to move; an earlier, interrupted call may have moved it. Returns whether anything is parked.
+        None: there is none to move. Nor is there where an earlier call moved it and was interrupted, or failed after
+        that. Returns whether anything is parked.
         """
         target = self.parked / session
-        if workspace is None:
+        if target in self._to_discard:
+            self._discard(target)  # of an ended session of that name: never to be joined with another one's
+        if workspace is None or not workspace.exists():
             return target.exists()
         os.chmod(workspace, 0o700)
         if target.exists():

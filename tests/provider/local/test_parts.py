@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import platform
 import re
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import Limits, Runtime, RuntimeKey, SandboxId
+from gateway.core.model import Limits, Runtime, RuntimeKey, SandboxId, SessionId
 from gateway.provider.local import cgroups, interpreters, isolation, process_tags, rlimits, safe_delete, seccomp
 from gateway.provider.local.cgroups import CgroupTree, Hierarchy
 from gateway.provider.local.start_limiter import StartLimiter
 from gateway.provider.local.state_dir import MAX_SOCKET_PATH_BYTES, StateDir
+from tests.support.waiting import LIMIT_S
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -149,6 +151,78 @@ def test_damaged_name_of_an_owner_is_made_anew(tmp_path: Path, text: bytes) -> N
 
 
 # Deletion.
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_workspace_that_a_full_disk_does_not_let_go_is_discarded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that grows may need a block that is not there: its session ends all the same, and its files go later."""
+    state_dir = StateDir.open(tmp_path / "state")
+    workspace = state_dir.make_workspace(SandboxId("sb-full"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "rename", full_disk)
+        state_dir.discard(workspace)
+        assert not state_dir.discard_again()
+    assert workspace.exists()
+    assert state_dir.discard_again()
+    assert not workspace.exists()
+    assert len(list(state_dir.trash.iterdir())) == 1
+    state_dir.close()
+
+
+def test_nothing_is_joined_with_the_workspace_of_an_ended_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a full disk did not let go, when another session of that name is parked."""
+    state_dir = StateDir.open(tmp_path / "state")
+    first = state_dir.make_workspace(SandboxId("sb-first"))
+    (first / "secret").touch()
+    assert state_dir.park(first, SessionId("same"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "rename", full_disk)
+        state_dir.discard(state_dir.parked / "same")
+    assert state_dir.park(state_dir.make_workspace(SandboxId("sb-second")), SessionId("same"))
+    assert list((state_dir.parked / "same").iterdir()) == []
+    state_dir.close()
+
+
+def test_workspace_is_parked_although_the_step_after_its_move_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second call finds it parked; to say that nothing is left would take its session back to an older snapshot."""
+    state_dir = StateDir.open(tmp_path / "state")
+    workspace = state_dir.make_workspace(SandboxId("sb-moved"))
+    (workspace / "note").touch()
+    with monkeypatch.context() as full:
+        full.setattr(os, "unlink", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            state_dir.park(workspace, SessionId("session"))
+    assert state_dir.park(workspace, SessionId("session"))
+    assert (state_dir.parked / "session" / "note").exists()
+    state_dir.close()
+
+
+async def test_trash_collector_asks_a_full_disk_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a further request, until what was to be discarded is."""
+    monkeypatch.setattr(safe_delete, "RETRY_S", 0.01)
+    answers = iter([False, False, True])
+    done = asyncio.Event()
+
+    def discard_again() -> bool:
+        if (last := next(answers)) is True:
+            done.set()
+        return last
+
+    collector = safe_delete.TrashCollector()
+    running = asyncio.create_task(collector.run(tmp_path, discard_again))
+    collector.request()
+    async with asyncio.timeout(LIMIT_S):
+        await done.wait()
+    running.cancel()
 
 
 def test_deletion_copes_with_what_hostile_code_leaves(tmp_path: Path) -> None:
