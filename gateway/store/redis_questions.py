@@ -64,7 +64,8 @@ class RedisQuestions:
         while True:
             try:
                 await self._listen(holder, in_use)
-            except (RedisError, OSError, TimeoutError, StoreUnavailableError) as error:
+            except (RedisError, OSError, TimeoutError, RuntimeError, StoreUnavailableError) as error:
+                # RuntimeError: uvloop's, for a write after the server has closed the connection.
                 logger.debug("questions of other gateways are not heard: %r", error)
             await asyncio.sleep(jittered(_RETRY_S))
 

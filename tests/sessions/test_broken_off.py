@@ -32,7 +32,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @contextmanager
 def store_away(world: World, *states: SessionState, applied: bool = False) -> Iterator[None]:
-    """The store fails when a record of these states is written; `applied`: it has written it, and the answer is lost."""
+    """The store fails to write records of these states; `applied`: it has written them, and the answer is lost."""
     real = world.store.put
 
     async def put(session: Session, **kwargs: Any) -> Session:
