@@ -71,7 +71,7 @@ class AgentInvocationsAPI:
             require_creation(runtime.key.base)
             if runtime.invocations.session and (name := conversation_name(body, runtime.invocations.session)):
                 conversation = conversation_key(current(), runtime.key.base, name)
-        task = self._task(request, runtime, path, session, conversation)
+        task = await self._task(request, runtime, path, session, conversation)
         # The key decides the id, so the store itself finds that the task is there: of two equal requests that come at
         # the same time to two gateways one adds, and the other gets `EXISTS`. A look before adding would let both
         # through.
@@ -120,7 +120,7 @@ class AgentInvocationsAPI:
                 raise NotFoundError(f'session "{named}" not found on {runtime.key.base}')
         return named
 
-    def _task(self, request: Request, runtime: Runtime, path: str, session: str, conversation: str) -> Task:
+    async def _task(self, request: Request, runtime: Runtime, path: str, session: str, conversation: str) -> Task:
         now, headers, caller = self._clock.now(), request.headers, current()
         key, defaults = runtime.key.base, runtime.invocations
         # What its session may run at a time is counted by the session, or by the conversation as long as that has none:
@@ -141,7 +141,7 @@ class AgentInvocationsAPI:
             session=session,
             conversation=conversation,
             keys=(agent_key(key), counted_by) if counted_by else (agent_key(key),),
-            webhook=webhook_of(headers, self._webhooks),
+            webhook=await webhook_of(headers, self._webhooks),
         )
 
     def _full(self, added: Added) -> Exception:

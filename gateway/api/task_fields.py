@@ -51,13 +51,13 @@ def seconds_of(fields: Mapping[str, str], name: str, default: float, most: float
     return seconds
 
 
-def webhook_of(headers: Mapping[str, str], webhooks: Webhooks) -> Webhook | None:
+async def webhook_of(headers: Mapping[str, str], webhooks: Webhooks) -> Webhook | None:
     """The webhook that the fields ask for, to an address that is open to webhooks."""
     url = headers.get("x-wakegate-webhook")
     if not url:
         return None
     try:
-        webhooks.check(url)
+        await webhooks.check(url)
     except ValueError as error:
         raise BadRequestError(f"x-wakegate-webhook: {error}") from None
     return Webhook(url)

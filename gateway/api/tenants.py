@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_object
-from gateway.core.errors import BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
+from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, SessionNotFoundError, WakegateError
 from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import DEFAULT_TENANT, SessionId, SessionState
@@ -76,6 +76,11 @@ class TenantsAPI:
         if wanted not in ("keep", "end"):
             raise BadRequestError(f"sessions: expected keep or end, got {wanted[:64]!r}")
         name = await self._existing(request)
+        if self.authenticator is None and name == DEFAULT_TENANT:
+            raise ConflictError(
+                f"without authentication everybody acts for the tenant {DEFAULT_TENANT}, which therefore cannot be "
+                "deleted; DELETE /v1/sessions/ID ends a session"
+            )
         # First, so that no request of the tenant, and no new key for it, comes between the list of its keys and their
         # end.
         await self._tenants.delete(name)

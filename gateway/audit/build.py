@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gateway.audit.file import AuditFile
-from gateway.audit.keys import key_folder, open_key
+from gateway.audit.keys import key_folder, make_key
 from gateway.audit.log import AuditLog, Sink
 from gateway.audit.stream import AuditStream
 from gateway.core.clock import Clock
@@ -17,7 +17,7 @@ def make_audit_log(settings: Settings, clock: Clock) -> AuditLog | None:
     """As the settings say, not started; None: there is none. Raises SettingsError for the key."""
     if not settings.audit_log:
         return None
-    key = open_key(settings.state_dir)
+    key = make_key(settings.state_dir)
     sink: Sink
     if settings.audit_log == "-":
         sink = AuditStream(sys.stdout.fileno(), key, clock)

@@ -19,23 +19,38 @@ from cryptography.hazmat.primitives.serialization import (
 from gateway.core.errors import SettingsError
 from gateway.core.read_file import read_file
 
+_FILE = "key.pem"
+
 
 def key_folder(state_dir: Path) -> Path:
     """Where the key is, and the copies of signed heads."""
     return state_dir / "audit"
 
 
-def open_key(state_dir: Path) -> Ed25519PrivateKey:
+def make_key(state_dir: Path) -> Ed25519PrivateKey:
     """The key; made the first time. Raises SettingsError. Blocks."""
     folder = key_folder(state_dir)
-    path = folder / "key.pem"
+    path = folder / _FILE
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
             _create(folder, path)
-        key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise SettingsError([f"{path}: the audit key cannot be made or read: {error.strerror}"]) from error
+        raise SettingsError([f"{path}: the audit key cannot be made: {error.strerror}"]) from error
+    return read_key(state_dir)
+
+
+def read_key(state_dir: Path) -> Ed25519PrivateKey:
+    """The key that a gateway has made. Raises SettingsError. Blocks."""
+    path = key_folder(state_dir) / _FILE
+    try:
+        key = load_pem_private_key(read_file(path), password=None)
+    except FileNotFoundError as error:
+        raise SettingsError(
+            [f"{path}: there is no audit key; the first start with --audit-log makes one in --state-dir"]
+        ) from error
+    except OSError as error:
+        raise SettingsError([f"{path}: the audit key cannot be read: {error.strerror}"]) from error
     except (ValueError, TypeError) as error:
         raise SettingsError([f"{path}: is not a private key in PEM form; put the key back from a backup"]) from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from gateway.audit.keys import key_folder, open_key, public_hex, public_pem, read_public_key
+from gateway.audit.keys import key_folder, public_hex, public_pem, read_key, read_public_key
 from gateway.audit.verify import Report, verify
 from gateway.core.errors import SettingsError
 
@@ -21,8 +21,8 @@ EXIT_STATUSES = (
 
 
 def show_key(state_dir: Path) -> str:
-    """The public key of the gateway's trail; made the first time. Raises SettingsError."""
-    return public_pem(open_key(state_dir).public_key()).rstrip("\n")
+    """The public key of the gateway's trail. Raises SettingsError, also where no gateway has made one."""
+    return public_pem(read_key(state_dir).public_key()).rstrip("\n")
 
 
 def verify_files(arguments: argparse.Namespace, state_dir: Path) -> tuple[Sequence[str], int]:
@@ -32,7 +32,7 @@ def verify_files(arguments: argparse.Namespace, state_dir: Path) -> tuple[Sequen
     if arguments.public_key is not None:
         key = read_public_key(Path(arguments.public_key))
     elif (folder / "key.pem").exists():
-        key = open_key(state_dir).public_key()
+        key = read_key(state_dir).public_key()
     named = [Path(name) for name in arguments.head]
     try:
         heads = [path.read_bytes().rstrip(b"\n") for path in named or sorted(folder.glob("*.head"))]

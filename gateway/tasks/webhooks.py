@@ -5,6 +5,7 @@ The message and its signature are those of Standard Webhooks 1.0, so that receiv
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -27,6 +28,7 @@ from gateway.tasks.model import Task
 
 MAX_URL = 2048  # characters
 TIMEOUT_S = 10.0
+_CHECK_S = 2.0  # for a name server to answer while a client waits for its task to be taken
 _GONE = 410  # the receiver wants no more of these
 
 
@@ -70,14 +72,19 @@ class Webhooks:
         assert self._shared is not None  # `open` is called before the first request
         return self._shared.key(f"webhook {tenant} {agent.namespace}/{agent.name}")
 
-    def check(self, url: str) -> None:
-        """Raise ValueError for what is no address of a webhook, or is one inside."""
+    async def check(self, url: str) -> None:
+        """Raise ValueError for what is no address of a webhook, or leads inside by now.
+
+        A name that has no address may get one until it is told, and each is looked at again then.
+        """
         _, host, _ = read_url(url)
-        if not isinstance(host, str):
-            try:
-                self._require_outside(host)
-            except RefusedError as error:
-                raise ValueError(str(error)) from None
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await self._address(host)
+        except RefusedError as error:
+            raise ValueError(str(error)) from None
+        except (ResolveError, TimeoutError):
+            pass
 
     async def deliver(self, task: Task) -> Task:
         """Send it once. Returns the task with what became of that."""

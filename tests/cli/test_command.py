@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.audit.keys import make_key, public_pem
+from gateway.cli.command import START_FAILED, main
 from gateway.cli.parser import parse
 from gateway.core.settings import THEMES, Settings
 from tests.support.serve import serve
@@ -172,3 +174,15 @@ def test_closed_pipe_causes_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=50)
 
     assert "Traceback" not in done.stderr
+
+
+def test_audit_key_of_no_gateway_is_a_sentence_and_makes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped folder: an auditor would be given a key that signs nothing."""
+    assert main(["audit", "key", "--state-dir", str(tmp_path / "typo")]) == START_FAILED
+    assert "there is no audit key" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+    key = make_key(tmp_path / "state")
+    assert main(["audit", "key", "--state-dir", str(tmp_path / "state")]) == 0
+    assert capsys.readouterr().out.strip() == public_pem(key.public_key()).strip()

@@ -105,3 +105,13 @@ async def test_deleted_tenant_has_no_keys_and_no_tokens(world: World) -> None:
     left = await store.get(others.id)
     assert left is not None
     assert left.state is SessionState.ACTIVE
+
+
+@pytest.mark.parametrize("sessions", ["keep", "end"])
+async def test_tenant_of_everybody_is_not_deleted(open_gateway: OpenScripted, sessions: str) -> None:
+    """Without authentication all act for it: their sessions would end, and its keys be refused once some are made."""
+    gateway, _ = await open_gateway()
+    session = await gateway.session()
+    answer = await gateway.ask(f"DELETE /v1/tenants/default?sessions={sessions} HTTP/1.1\nhost: h")
+    assert (answer.status, answer.json["code"]) == (409, "CONFLICT")
+    assert (await gateway.ask(f"GET /v1/sessions/{session} HTTP/1.1\nhost: h")).json["state"] == "active"

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from gateway.egress.addresses import Address
+from gateway.egress.resolver import ResolveError
 from gateway.tasks.counts import TaskCounts
 from gateway.tasks.model import Webhook
 from gateway.tasks.webhooks import Webhooks, read_url
@@ -22,6 +23,8 @@ class Names:
 
     async def resolve(self, name: str) -> list[Address]:
         """As in Resolver."""
+        if name not in self._names:
+            raise ResolveError(f"{name} has no address")
         return [ip_address(each) for each in self._names[name]]
 
 
@@ -41,13 +44,35 @@ async def test_a_name_that_leads_inside_is_refused_for_good(address: str) -> Non
     assert "nothing is sent to" in after.webhook.error
 
 
-def test_an_operator_opens_networks_but_never_a_metadata_server() -> None:
-    """An address that is written as such is refused when the task is made."""
-    webhooks("10.0.0.0/8").check("http://10.1.2.3/x")
+async def test_an_operator_opens_networks_but_never_a_metadata_server() -> None:
+    """What leads inside is refused when the task is made."""
+    await webhooks("10.0.0.0/8").check("http://10.1.2.3/x")
     with pytest.raises(ValueError, match="webhook-allow"):
-        webhooks("10.0.0.0/8").check("http://192.168.1.1/x")
+        await webhooks("10.0.0.0/8").check("http://192.168.1.1/x")
     with pytest.raises(ValueError, match="metadata"):
-        webhooks("0.0.0.0/0", "169.254.0.0/16").check("http://169.254.169.254/")
+        await webhooks("0.0.0.0/0", "169.254.0.0/16").check("http://169.254.169.254/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "LOCALHOST.", "inside.example", "2130706433", "017700000001", "0177.0.0.1", "0x7f000001", "127.1",
+        "127.0.0.1.", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::10.0.0.1]",
+        "[2002:7f00:1::]", "[fe80::1]", "[fd00::1]", "0", "0.0.0.0", "[::]", "169.254.169.254", "10.0.0.1.",
+        "[::ffff:a9fe:a9fe]", "100.64.0.1", "224.0.0.1", "%31%32%37.0.0.1", "\u2460\u2461\u2466.0.0.1",
+    ],
+)  # fmt: skip
+async def test_no_spelling_of_an_address_inside_is_taken(host: str) -> None:
+    """By the rule of the delivery, but when the task is made, so that its client hears of it."""
+    known = {"localhost": "127.0.0.1 ::1", "inside_example": "192.88.99.1 ::ffff:10.0.0.1"}
+    with pytest.raises(ValueError):  # noqa: PT011 — each has a reason of its own
+        await webhooks(**known).check(f"http://{host}:8080/x")
+
+
+async def test_name_that_has_no_address_yet_is_taken() -> None:
+    """It may get one until the task is over; each is looked at again then."""
+    await webhooks(outside_example="192.88.99.1").check("https://outside.example/x")
+    await webhooks().check("https://unknown.example/x")
 
 
 @pytest.mark.parametrize(
