@@ -18,10 +18,12 @@ import importlib.util
 import json
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+_MAX_CHAIN = 100  # of errors, each raised while the one before it was handled: IPython calls itself for each
 _CANNOT_BE_SHOWN = "the run ended with an error that cannot be shown"
 
 
@@ -93,6 +95,19 @@ class _ShownErrors:
                 return keep(RuntimeError(_CANNOT_BE_SHOWN), *arguments, **options)
 
         shell._format_exception_for_storage = keep_any
+        show = shell.showtraceback
+
+        def show_any(exc_tuple: Any = None, *arguments: Any, exception_only: bool = False, **options: Any) -> None:
+            """IPython's; groups of exceptions in Python's own form, which it would print and leave out of the reply."""
+            kind, error, trace = exc_tuple or sys.exc_info()
+            if exception_only or not _is_for_python(error):
+                show(exc_tuple, *arguments, exception_only=exception_only, **options)
+                return
+            # The first frame is IPython's, as in its own tracebacks.
+            lines = traceback.format_exception(kind, error, trace.tb_next if trace else None)
+            self._show(kind, error, "".join(lines).splitlines())
+
+        shell.showtraceback = show_any
 
     def begin(self) -> None:
         """Forget the traceback of the previous cell."""
@@ -111,6 +126,15 @@ class _ShownErrors:
         if self.last is not None:
             print("\n".join(self.last["traceback"]), file=sys.stderr)  # noqa: T201 - the cell's own stream
             self.last = None
+
+
+def _is_for_python(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, a group of exceptions, or of more errors than IPython can go through."""
+    for _ in range(_MAX_CHAIN):
+        if error is None or isinstance(error, BaseExceptionGroup):
+            return error is not None
+        error = error.__context__
+    return True
 
 
 def _text_of(error: BaseException) -> str:

@@ -75,6 +75,28 @@ def test_error_without_a_text_keeps_its_name_and_traceback(picod: Executor) -> N
     assert any("raise Mute" in part for part in error["traceback"])
 
 
+GROUPS = {
+    "group": "def fail(): raise ExceptionGroup('several', [ValueError('one'), KeyError('two')])\nfail()",
+    "of-tasks": "import asyncio\nasync def fail(): raise ValueError('one')\n"
+    "async with asyncio.TaskGroup() as group:\n    group.create_task(fail())",
+    "behind-another": "try:\n    raise ExceptionGroup('several', [ValueError('one')])\n"
+    "except* ValueError:\n    raise RuntimeError('last')",
+    "long-chain": "error = ValueError('one')\nfor n in range(3000):\n    new = ValueError(str(n))\n"
+    "    new.__context__ = error\n    error = new\nraise error",
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_group_of_errors_has_a_traceback(picod: Executor, name: str) -> None:
+    """With each error in it, in the answer and not in the output; IPython's own frames are not shown."""
+    answer = run_code(picod, GROUPS[name])
+    trace = "\n".join(answer["error"]["traceback"])
+    assert "ValueError: one" in trace
+    assert "interactiveshell" not in trace
+    assert answer["stderr"] == ""
+    assert run_code(picod, "1 + 1")["error"] is None
+
+
 def test_traceback_that_does_not_end_the_cell_is_printed(picod: Executor) -> None:
     """display() of a broken object and %run of a failing script do not end the cell, and print the error."""
     code = "class Broken:\n    def __repr__(self): raise ValueError('no repr')\ndisplay(Broken())\nprint('went on')"
