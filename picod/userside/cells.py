@@ -100,7 +100,7 @@ class _ShownErrors:
         def show_any(exc_tuple: Any = None, *arguments: Any, exception_only: bool = False, **options: Any) -> None:
             """IPython's; groups of exceptions in Python's own form, which it would print and leave out of the reply."""
             kind, error, trace = exc_tuple or sys.exc_info()
-            if exception_only or not _is_for_python(error):
+            if exception_only or kind is None or error is None or not _is_for_python(error):
                 show(exc_tuple, *arguments, exception_only=exception_only, **options)
                 return
             # The first frame is IPython's, as in its own tracebacks.
