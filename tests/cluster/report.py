@@ -35,7 +35,8 @@ everything shares, clients included.
 ## What was measured
 
 Under load four clients read their sessions' files ten times a second, and a fifth makes sessions and ends them. None
-repeats what failed: an error is an answer that was not 200, or none. `lost` counts answers without the session's own
+repeats what failed: an error is an answer that was not 200, or none, or a connection that was not made within 5 s.
+`lost` counts answers without the session's own
 files.
 
 | | |
