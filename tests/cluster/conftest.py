@@ -21,11 +21,18 @@ _figures: dict[str, object] = {}
 _began = time.monotonic()
 
 
+def _turn(item: pytest.Item) -> int:
+    """The quickstart's tests, then what needs nodes alone, then what takes the quickstart's place."""
+    ours = Path(__file__).parent in item.path.parents
+    return 1 if not ours else 2 * (item.path.name == "test_production.py")
+
+
+@pytest.hookimpl(trylast=True)  # after tests/conftest.py, which puts folders with long files first
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """None of them runs without programs and images, which scripts/test-cluster makes."""
     lacks = pytest.mark.skipif(IMAGES not in os.environ, reason="needs a cluster of machines: scripts/test-cluster")
-    # What takes the quickstart's place comes after what looks at it.
-    items.sort(key=lambda item: item.path.name == "test_production.py" and Path(__file__).parent in item.path.parents)
+    if IMAGES in os.environ:
+        items.sort(key=_turn)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
