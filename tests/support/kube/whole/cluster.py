@@ -182,8 +182,19 @@ class WholeCluster:
         self.kubectl("patch", kind, name, "-n", namespace, "--patch", json.dumps(change))
 
     def roll(self) -> None:
-        """Wait until the gateways are those of the Deployment."""
-        self.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/wakegate", "--timeout=180s", within=200)
+        """Wait until the gateways are those of the Deployment. Raises AssertionError with what keeps them."""
+        waiting = ("rollout", "status", "deployment/wakegate", "-n", NAMESPACE, "--timeout=180s")
+        done = self.try_kubectl(*waiting, within=200)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}{self._what_gateways_say()}"
+
+    def _what_gateways_say(self) -> str:
+        selector = ("-n", NAMESPACE, "-l", "app.kubernetes.io/component=gateway")
+        asked = (
+            ("get", "pods", "-A", "-o", "wide"),
+            ("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"),
+            ("logs", *selector, "--tail=30", "--prefix"),
+        )
+        return "".join(self.try_kubectl(*each).stdout[-5000:] for each in asked)
 
     def route_services(self, node: Node) -> None:
         """Use addresses of Services by way of that node."""
