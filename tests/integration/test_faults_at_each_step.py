@@ -1,5 +1,8 @@
 """kill -9 of the gateway, and a disk that is suddenly full, at each step of making and of ending a session.
 
+And at each step of its sleep and its wake the same of the disk, of all sandboxes and of the Redis that has its record
+(tests/integration/test_crashes.py has the gateway).
+
 Afterwards what was answered is so, every session that the gateway lists works, and nothing is left over: no sandbox, no
 folder, nothing of the tenant's quota.
 """
@@ -51,9 +54,9 @@ SURFACES: dict[str, tuple[Create, str, str]] = {  # how to create, the id's fiel
 }
 
 
-def arm(server: Server, state: Path, what: str, step: int) -> None:
-    """Let the gateway do `what` so many steps from now."""
-    Path(f"{state}.mine").write_text(f"{what} {step}")
+def arm(server: Server, state: Path, what: str, step: int, whom: int = 0) -> None:
+    """Let the gateway do `what` so many steps from now; `whom`: a process, where `what` is of one."""
+    Path(f"{state}.mine").write_text(f"{what} {step} {whom}")
     os.kill(inside(server), signal.SIGUSR1)
 
 
@@ -198,6 +201,54 @@ def test_kill_at_each_step_leaves_nothing_over(tmp_path: Path, surface: str, ver
 def test_full_disk_at_each_step_leaves_nothing_over(tmp_path: Path, surface: str, verb: str) -> None:
     """The same with a disk without a free block, from that call on."""
     assert fill_at(tmp_path, surface, verb, range(1, STEPS)) >= 6
+
+
+def sleep_and_wake_at(tmp_path: Path, what: str, steps: range, *flags: str, redis: RedisServer | None = None) -> int:
+    """One gateway to which that happens at each step of a hibernation and the wake after it. Returns how often it did.
+
+    Each session has its file afterwards, without a word of a loss, and no copy of it stays.
+    """
+    state, snapshots = tmp_path / "state", tmp_path / "snapshots"
+    for folder in (state, snapshots):
+        folder.mkdir(exist_ok=True)
+    mounts = [each for folder in (state, snapshots) for each in ("--size", str(DISK_BYTES), "--tmpfs", str(folder))]
+    happened = 0
+    with life(tmp_path, *flags, wrapper=tuple(with_mounts(*mounts))) as server:
+        kept = Path(f"/proc/{inside(server)}/root") / snapshots.relative_to("/")
+        for step in steps:
+            session = _native(server.client).json()["id"]
+            assert server.run(session, "echo kept > note").status_code == 200
+            arm(server, state, what, step, redis.pid if redis else 0)
+            for ask in (f"/v1/sessions/{session}/hibernate", f"/v1/sessions/{session}/wake"):
+                reply = server.client.post(ask)
+                assert reply.is_success or reply.status_code in (409, 502, *REFUSALS), f"step {step}: {reply.text}"
+            happened += disarm(server, state)
+            if redis:
+                redis.kill()
+                redis.start()
+            wait_until(partial(answers, server, session), f"step {step}: it answers")
+            found = server.run(session, "cat note")
+            assert found.json()["stdout"] == "kept\n", f"step {step}"
+            require_nothing_left(server, state, quota=True)
+            wait_until(lambda: not list(kept.iterdir()), f"step {step}: no snapshot is left")
+    return happened
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kept", ["parked", "snapshots"])
+@pytest.mark.parametrize("what", ["sandboxes", "fill", "redis"])
+def test_fault_at_each_step_of_sleep_and_wake_loses_nothing(tmp_path: Path, what: str, kept: str) -> None:
+    """Whatever ends or is full, and with workspaces that are moved and with ones that are copied."""
+    flags = [] if kept == "parked" else ["--snapshots", f"file://{tmp_path}/snapshots"]
+    redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start() if what == "redis" else None
+    try:
+        if redis:
+            flags += ["--store", redis.url]
+        assert sleep_and_wake_at(tmp_path, what, range(1, 31), *flags, redis=redis) >= 15
+    finally:
+        if redis:
+            redis.kill()
 
 
 def answers(server: Server, session: str) -> bool:

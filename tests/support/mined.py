@@ -1,14 +1,16 @@
-"""`wakegate serve` with mines in its seams: a gateway that kills itself, or fills its disk, at the n-th step from now.
+"""`wakegate serve` with mines in its seams: it kills itself or others, or fills its disk, at the n-th step from now.
 
 A step is the moment before, or after, a call on the store, its ledger, the keeper or the provider that changes
 something. The product knows nothing of it: parts are wrapped where interfaces.py puts the seams.
 
-    kill -USR1 PID    reads "kill n" or "fill n" from the file STATE_DIR/../NAME.mine and arms
+    kill -USR1 PID    reads what is to be done, and n, from the file STATE_DIR/../NAME.mine and arms: "kill n" itself,
+                      "sandboxes n" all of them, "redis n PID" the server of its store, "fill n" its disk
     kill -USR2 PID    disarms, and empties the disk again; the file then says how many steps were left
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import os
@@ -35,7 +37,8 @@ _PIECES = (1 << 20, 4096)  # how a disk is filled: first by megabytes, then by s
 class Mine:
     """Counts steps down once armed; the last one does what it was armed with."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, provider: Any) -> None:
+        self._provider = provider
         self._order = Path(f"{state}.mine")
         Path(f"{state}.pid").write_text(str(os.getpid()))  # where bubblewrap gives it a disk it is not the child
         self._filler = state / "filler"
@@ -44,8 +47,13 @@ class Mine:
 
     def arm(self) -> None:
         """Read what is to be done, and when."""
-        what, steps = self._order.read_text().split()
-        self._act = {"kill": kill, "fill": self.fill}[what]
+        what, steps, *more = self._order.read_text().split()
+        self._act = {
+            "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "redis": lambda: os.kill(int(more[0]), signal.SIGKILL),
+            "sandboxes": self.end_sandboxes,
+            "fill": self.fill,
+        }[what]
         self.left = int(steps)
 
     def disarm(self) -> None:
@@ -61,6 +69,12 @@ class Mine:
             if self.left == 0:
                 self._act()
 
+    def end_sandboxes(self) -> None:
+        """Kill the outermost process of each, warm ones too; the engine hears of it later."""
+        for sandbox in self._provider._registry.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sandbox.process.pid, signal.SIGKILL)
+
     def fill(self) -> None:
         """Take all that the disk of the state directory has left."""
         with open(self._filler, "wb") as file:
@@ -73,11 +87,6 @@ class Mine:
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-
-
-def kill() -> None:
-    """End this very process as `kill -9` does."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mined:
@@ -106,7 +115,7 @@ class Mined:
 async def build_mined(settings: Settings) -> Gateway:
     """What gateway.build.build makes, with the same parts behind mines."""
     plain = await _build(settings)
-    mine = Mine(settings.state_dir)
+    mine = Mine(settings.state_dir, plain.provider)
     signal.signal(signal.SIGUSR1, lambda *_: mine.arm())
     signal.signal(signal.SIGUSR2, lambda *_: mine.disarm())
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
