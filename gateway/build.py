@@ -26,6 +26,7 @@ from gateway.core.errors import SettingsError
 from gateway.core.identity import is_tenant
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
+from gateway.core.read_file import read_file
 from gateway.core.settings import Settings, make_state_dir, requires_identity
 from gateway.egress.gate import EgressGate
 from gateway.images.policy import make_policy
@@ -137,6 +138,7 @@ def _certificates(file: Path | None) -> Path | None:
     """The file, if it has certificates. Raises SettingsError."""
     if file is not None:
         try:
+            read_file(file)  # OpenSSL would wait for a named pipe
             ssl.create_default_context(cafile=str(file))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", "") or getattr(error, "reason", "") or error

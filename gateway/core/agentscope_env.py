@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from gateway.core.read_file import read_file
+
 Problem = Callable[[str, str], None]  # (name, what is wrong with it)
 
 _MAX_BYTES = 64 << 10
@@ -40,12 +42,8 @@ _OF_OTHERS = ("OSS_", "AGENT_RUN_", "FC_")  # of a store and of engines that CON
 def agentscope_values(path: str, problems: list[str]) -> dict[str, tuple[str, str]]:
     """Our settings by name, each with where it is from and its text. Adds to `problems` what cannot be served."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            problems.append(f"{path}: larger than {_MAX_BYTES} bytes; it is no env file")
-            return {}
-        found = parse_env(data.decode(), lambda line, text: problems.append(f"{path}: line {line}: {text}"))
+        text = read_file(path, _MAX_BYTES).decode()
+        found = parse_env(text, lambda line, said: problems.append(f"{path}: line {line}: {said}"))
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror}")
         return {}

@@ -15,7 +15,6 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
 }
 
 
@@ -34,7 +33,8 @@ def read_file(path: str | os.PathLike[str], most: int = MAX_TEXT_BYTES, *, exact
         if exact and os.readlink(f"/proc/self/fd/{descriptor}") != os.fspath(path):
             raise _problem(errno.ELOOP, "it was replaced by a symbolic link since it was checked", path)
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(most + 1)  # the last byte shows that there is more
+            # The last byte shows that there is more. None: a file of the kernel's that has nothing to say now.
+            data = file.read(most + 1) or b""
     finally:
         os.close(descriptor)
     if len(data) > most:
@@ -47,6 +47,8 @@ def _require_file(descriptor: int, path: str | os.PathLike[str]) -> None:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) and not os.path.exists(os.path.realpath(path)):
         os.set_blocking(descriptor, True)
+    elif stat.S_ISDIR(mode):
+        raise _problem(errno.EISDIR, os.strerror(errno.EISDIR), path)
     elif not stat.S_ISREG(mode):
         raise _problem(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}; expected a file", path)
 

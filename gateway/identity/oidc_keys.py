@@ -22,6 +22,7 @@ import jwt
 from gateway.core.addresses import is_loopback
 from gateway.core.clock import Clock
 from gateway.core.errors import UnauthorizedError, UnavailableError
+from gateway.core.read_file import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -255,5 +256,6 @@ def _credentials(access: Access) -> Mapping[str, str]:
 def _tls_context(ca: Path) -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if ca != Path():
+        read_file(ca)  # OpenSSL would wait for a named pipe
         context.load_verify_locations(cafile=ca)
     return context

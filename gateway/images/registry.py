@@ -246,5 +246,6 @@ def read_login(path: Path, registry: str) -> str:
 def _tls_context(ca: Path) -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if ca != Path():
+        read_file(ca)  # OpenSSL would wait for a named pipe
         context.load_verify_locations(cafile=ca)
     return context

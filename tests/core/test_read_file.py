@@ -36,8 +36,13 @@ def _config(path: Path) -> None:
     load({"config": str(path)}, {})
 
 
+def _environment(path: Path) -> None:
+    load({"agentscope_env": str(path)}, {})
+
+
 READERS: tuple[Callable[[Path], object], ...] = (
-    _manifest, _secret, _config, read_admin_key, read_tenants_file, SnapshotKeys.read, load_prices,
+    _manifest, _secret, _config, _environment, read_admin_key, read_tenants_file, SnapshotKeys.read,
+    load_prices,
 )  # fmt: skip
 
 
@@ -63,7 +68,7 @@ def test_folder_and_socket_are_no_files(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         before = len(os.listdir("/proc/self/fd"))
-        with pytest.raises(OSError, match="a folder"):
+        with pytest.raises(OSError, match="Is a directory"):
             read_file(tmp_path)
         with pytest.raises(OSError):  # noqa: PT011 - the kernel's own: a socket cannot be opened
             read_file(tmp_path / "socket")

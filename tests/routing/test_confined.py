@@ -80,4 +80,22 @@ def test_names_of_the_setting_are_stripped() -> None:
     request = read_request({"headers": fields, "client": None, "scheme": "http"}, policy)
     assert request.extra == [b"x-api-key: k\r\n"]
     assert not any(line.startswith(b"user-agent") for line in request.lines)
-    assert b"x-api-key" in AccessPolicy(strip_headers=Settings().strip_headers).stripped
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "x-api-key", "x-auth-request-access-token", "x-amzn-oidc-accesstoken", "x-goog-iap-jwt-assertion",
+        "cf-access-client-secret", "remote-user", "x-authentik-jwt", "x-pomerium-jwt-assertion", "x-vouch-idp-idtoken",
+        "x-ms-token-aad-access-token", "tailscale-user-login", "x-forwarded-client-cert",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("underscores", [False, True])
+def test_what_common_proxies_say_of_a_person_goes_no_further(proxy: str, underscores: bool) -> None:
+    """By default, with their tokens, and in the spelling that CGI and WSGI take for the same."""
+    name = proxy.replace("-", "_") if underscores else proxy
+    fields = [(b"host", b"h"), (name.encode(), b"secret"), (b"x-mine", b"1")]
+    policy = AccessPolicy(strip_headers=Settings().strip_headers)
+    request = read_request({"headers": fields, "client": None, "scheme": "http"}, policy)
+    assert request.extra == [b"x-mine: 1\r\n"]
+    assert not any(b"secret" in line for line in request.lines)

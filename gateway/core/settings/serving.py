@@ -61,7 +61,13 @@ class Listening:
         "x-api-key,api-key,x-auth-request-user,x-auth-request-email,x-auth-request-groups,x-auth-request-access-token,"
         "x-auth-request-preferred-username,x-auth-request-redirect,x-forwarded-access-token,x-forwarded-user,"
         "x-forwarded-email,x-forwarded-groups,x-forwarded-preferred-username,x-amzn-oidc-accesstoken,"
-        "x-amzn-oidc-data,x-amzn-oidc-identity,x-goog-iap-jwt-assertion,cf-access-jwt-assertion,remote-user",
+        "x-amzn-oidc-data,x-amzn-oidc-identity,x-goog-iap-jwt-assertion,x-goog-authenticated-user-email,"
+        "x-goog-authenticated-user-id,cf-access-jwt-assertion,cf-access-authenticated-user-email,cf-access-client-id,"
+        "cf-access-client-secret,remote-user,remote-groups,remote-email,remote-name,x-authentik-jwt,"
+        "x-authentik-username,x-authentik-email,x-authentik-groups,x-pomerium-jwt-assertion,x-vouch-user,"
+        "x-vouch-idp-accesstoken,x-vouch-idp-idtoken,x-ms-token-aad-access-token,x-ms-token-aad-id-token,"
+        "x-ms-client-principal,x-ms-client-principal-id,x-ms-client-principal-name,tailscale-user-login,"
+        "tailscale-user-name,x-forwarded-client-cert,ssl-client-cert",
         "request headers that are not forwarded to sandboxes, comma-separated; replaces the default",
         kind="text",
         metavar="NAMES",
