@@ -294,7 +294,8 @@ def test_file_of_a_tool_outside_of_the_manifests_folder_is_refused(tmp_path: Pat
     os.mkfifo(folder / "pipe")
     tool = f"{{name: t, description: d, python: {{file: {name}, function: f}}}}"
     text = SHORT.replace("{template: {}}", f"{{template: {{}}, wakegate: {{tools: [{tool}]}}}}")
-    assert any("tools[0].python.file: cannot be read: expected a" in line for line in problems(write(folder, text)))
+    said = [line for line in problems(write(folder, text)) if "tools[0].python.file: cannot be read: " in line]
+    assert any("expected a" in line for line in said)
 
 
 values = st.recursive(

@@ -130,6 +130,6 @@ def test_only_folders_that_the_operator_allows_are_skills(tmp_path: Path) -> Non
     assert problems == []
     assert len(runtime.skills) == 1
     assert parse_runtime(runtime.manifest, "here", problems, engine="kubernetes") is None
-    assert "comes from no file" in problems[0]
+    assert "only a manifest in a file" in problems[0]
     _, problems = parse(tmp_path, {"source": "outside"}, {"source": "outside"})
     assert "no other tool has" in problems[0]
