@@ -50,7 +50,15 @@ _MAX_UNRECORDED = 10_000  # sessions; the snapshots of further ones are orphans,
 
 
 class RollbackError(SnapshotError):
-    """A restore failed and could not be undone either. The record stays `waking`; the next open tries to undo it."""
+    """A restore failed and could not be undone either. The record stays `waking`; the next open tries to undo it.
+
+    Its answer is that of what stopped the undoing: 507 for a full disk.
+    """
+
+    def __init__(self, message: str, cause: Exception) -> None:
+        super().__init__(message)
+        if isinstance(cause, WakegateError):
+            self.status, self.code, self.retry_after = cause.status, cause.code, cause.retry_after
 
 
 class Transitions:
@@ -252,7 +260,8 @@ class Transitions:
         try:
             reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
         except Exception as error:
-            raise RollbackError(f"session {session.id} {reason}; undoing that failed as well: {error}") from error
+            text = f"session {session.id} {reason}; undoing that failed as well: {error}"
+            raise RollbackError(text, error) from error
         return await self.hibernated(session, reference, reason, at=session.snapshot_at)
 
     async def _put_and_delete_replaced(self, before: Session, after: Session) -> Session:

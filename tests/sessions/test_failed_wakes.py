@@ -16,6 +16,7 @@ from gateway.core.errors import (
     SandboxStartError,
     SessionNotFoundError,
     SnapshotError,
+    SnapshotStoreFullError,
     StoreUnavailableError,
 )
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
@@ -151,14 +152,15 @@ async def test_wake_that_cannot_be_undone_leaves_the_workspace_where_it_is(world
     session = (await asleep(world)).session.id
 
     async def rollback(reference: str, sandbox_id: str, session_id: str) -> str:
-        raise SnapshotError("disk full")
+        raise SnapshotStoreFullError("disk full")
 
     with (
         store_refusing(world, SessionState.ACTIVE),
         mock.patch.object(world.provider, "rollback", rollback),
-        pytest.raises(SnapshotError, match="undoing that failed as well"),
+        pytest.raises(SnapshotError, match="undoing that failed as well") as caught,
     ):
         await world.opener.open(session)
+    assert (caught.value.status, caught.value.code) == (507, SnapshotStoreFullError.code)
     assert (await world.record(session)).state is SessionState.WAKING
     assert await contents(world, session) == "precious"
 
