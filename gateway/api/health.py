@@ -108,11 +108,13 @@ class HealthAPI:
         """Pools that have no sandbox yet. After the first time that all of them have one, this is no longer checked.
 
         A runtime that is added later, and whose image is still being pulled, must not make a serving gateway unready.
+        Nor is an agent's revision asked for: whoever deploys one that hangs would keep each gateway that starts unready
+        for three times as long as a start may take.
         """
         if self._pools_settled:
             return []
         reasons = []
-        for runtime in self._catalog.all():
+        for runtime in (each for each in self._catalog.all() if not each.key.revision):
             status = await self._provider.status(runtime.key)
             if not status.settled:
                 failure = f"; last failure: {status.last_error}" if status.last_error else ""

@@ -458,6 +458,23 @@ async def test_readyz_stays_when_a_runtime_is_added_later(tmp_path: Any) -> None
             assert (await client.get("/readyz")).status_code == status
 
 
+class Hanging(Starting):
+    """Its agents hang when they are started."""
+
+    async def status(self, runtime: RuntimeKey) -> PoolStatus:
+        return PoolStatus(runtime, 1, 0, 1, 0, 0) if runtime.revision else PoolStatus(KEY, 0, 0, 0, 0, 0)
+
+
+async def test_readyz_waits_for_no_agent_that_somebody_deployed(tmp_path: Any) -> None:
+    """One that hangs takes minutes to fail, and would hold each gateway up that starts."""
+    container = {"name": "agent", "image": "x", "command": ["python3", "agent.py"]}
+    spec = {"targetPort": [{"port": 8080}], "podTemplate": {"spec": {"containers": [container]}}}
+    async with served(tmp_path, Hanging()) as gateway, client_of(gateway) as client:
+        made = await client.post("/v1/agents", json={"name": "hangs", "spec": spec})
+        assert made.status_code == 201, made.text
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+
+
 async def test_readyz_reports_an_unavailable_store(open_gateway: OpenScripted) -> None:
     """And so does what needs it, with 503 and Retry-After; /healthz stays well."""
     gateway, _ = await open_gateway()
