@@ -231,7 +231,7 @@ async def _copy(chunks: AsyncIterator[bytes], file: IO[bytes]) -> None:
 
 
 def _check(status: int, body: bytes, requirements: Sequence[Requirement]) -> None:
-    """Raises BadRequestError if the packages could not be installed."""
+    """Raises BadRequestError if the packages could not be installed, UnavailableError if the index is not reached."""
     try:
         document = orjson.loads(body)
         code, printed, ended = document["exit_code"], str(document.get("stdout", "")), document.get("timed_out")
@@ -240,4 +240,4 @@ def _check(status: int, body: bytes, requirements: Sequence[Requirement]) -> Non
     if ended:
         raise BadRequestError(f"requirements: could not be installed within {INSTALL_S:g} s")
     if status != 200 or code != 0:
-        raise BadRequestError(explain(requirements, printed or str(document.get("stderr", ""))))
+        raise explain(requirements, printed or str(document.get("stderr", "")))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.core.errors import BadRequestError
+from gateway.core.errors import BadRequestError, UnavailableError, WakegateError
 
 MAX_CHARS = 64 << 10
 MAX_LINES = 1000
@@ -19,6 +19,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH = re.compile(r"--hash=[a-z0-9]{1,16}:[0-9a-f]{1,256}")
 # What pip says of a package that the index has not, or not in that version.
 _MISSING = re.compile(r"No matching distribution found for ([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
+# And of an index that it cannot reach, which it then takes for one that has nothing: 'ProxyError('...', OSError('...'))'.
+_NOTHING_SEEN = "(from versions: none)"
+_BROKEN = re.compile(r"after connection broken by '(.{1,1000})': /")
+_OBJECT = re.compile(r"<[^<>]{1,200}>(?:: |, )?")  # <pip._vendor... object at 0x7f...>
 _SHOWN_CHARS = 800
 
 
@@ -59,8 +63,12 @@ def read_requirements(text: str) -> tuple[Requirement, ...]:
     return tuple(found)
 
 
-def explain(requirements: Sequence[Requirement], output: str) -> str:
+def explain(requirements: Sequence[Requirement], output: str) -> WakegateError:
     """Why pip failed, with the line that names the package where that can be told."""
+    broken = _BROKEN.findall(output)
+    if broken and _NOTHING_SEEN in output:
+        why = _OBJECT.sub("", broken[-1])[:_SHOWN_CHARS]
+        return UnavailableError(f"requirements: the gateway's package index (--package-index) is not reached: {why}")
     last = [line.strip() for line in output.splitlines() if line.strip()]
     # pip prints many lines of progress and of advice; the person needs the one that says what failed.
     # `ERROR: Exception:` alone is a traceback of its own, of which the last line says something.
@@ -70,8 +78,8 @@ def explain(requirements: Sequence[Requirement], output: str) -> str:
     if missing is not None:
         for each in requirements:
             if _normal(each.name) == _normal(missing[1]):
-                return f"requirements, line {each.line}, {each.text[:200]!r}: {printed}"
-    return f"requirements: {printed}"
+                return BadRequestError(f"requirements, line {each.line}, {each.text[:200]!r}: {printed}")
+    return BadRequestError(f"requirements: {printed}")
 
 
 def _joined(text: str) -> list[tuple[int, str]]:

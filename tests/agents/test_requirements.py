@@ -40,12 +40,13 @@ def test_requirements_are_bounded() -> None:
 def test_a_package_that_there_is_not_names_its_line() -> None:
     """By pip's last error, whatever form the name has; of a dependency there is no line."""
     requirements = read_requirements("# x\nNo_Such.thing==1\n")
-    said = explain(requirements, "ERROR: No matching distribution found for no-such-thing==1\n")
+    said = str(explain(requirements, "ERROR: No matching distribution found for no-such-thing==1\n"))
     assert said.startswith("requirements, line 2, 'No_Such.thing==1': ERROR: No matching")
-    assert explain(requirements, "ERROR: No matching distribution found for other\n").startswith("requirements: ERROR")
-    assert explain(requirements, "") == "requirements: pip printed no error"
+    other = explain(requirements, "ERROR: No matching distribution found for other\n")
+    assert str(other).startswith("requirements: ERROR")
+    assert str(explain(requirements, "")) == "requirements: pip printed no error"
     traceback = "ERROR: Exception:\nTraceback (most recent call last):\n  File 'x'\nInvalidMarker: Expected a marker\n"
-    assert explain(requirements, traceback).endswith("InvalidMarker: Expected a marker")
+    assert str(explain(requirements, traceback)).endswith("InvalidMarker: Expected a marker")
 
 
 def test_the_sandbox_that_installs_reaches_the_index_alone() -> None:
@@ -55,3 +56,20 @@ def test_the_sandbox_that_installs_reaches_the_index_alone() -> None:
     for wrong in ("ftp://x/", "https://user:word@x/", "x", "https:///s"):
         with pytest.raises(SettingsError):
             PackageIndex(wrong)
+
+
+def test_an_index_that_is_not_reached_is_no_package_that_is_missing() -> None:
+    """pip takes it for one that has nothing; the person can do nothing about their list."""
+    printed = (
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'ProxyError('Cannot connect to proxy.', "
+        "NewConnectionError('<pip.HTTPSConnection object at 0x7f84>: Failed to establish a new connection: [Errno 111] "
+        "Connection refused'))': /simple/six/\n"
+        "ERROR: Could not find a version that satisfies the requirement six (from versions: {})\n"
+        "ERROR: No matching distribution found for six\n"
+    )
+    error = explain(read_requirements("six==9"), printed.format("none"))
+    assert error.status == 503
+    assert "index (--package-index) is not reached: ProxyError('Cannot connect to proxy.', " in str(error)
+    assert "[Errno 111] Connection refused" in str(error)
+    assert "0x7f84" not in str(error)
+    assert explain(read_requirements("six==9"), printed.format("1.0, 1.1")).status == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +14,15 @@ from wakegate_client import Client
 from wakegate_client.calls import delete_agent, get_agent, list_agents, start_agent, stop_agent
 
 app = typer.Typer(no_args_is_help=True)
+
+
+def _name(agent: Mapping[str, Any]) -> str:
+    """As the other verbs take it; whoever sees several tenants has more than one agent of a name."""
+    return f"{agent['namespace']}/{agent['name']}"
+
+
 _COLUMNS = {
-    "NAMESPACE": lambda each: each["namespace"],
-    "NAME": lambda each: each["name"],
+    "AGENT": _name,
     "PHASE": lambda each: each["phase"],
     "REVISION": lambda each: each["revision"] or "-",
     "OWNER": lambda each: each["owner"],
@@ -43,7 +50,7 @@ def ls(
             break
         after = page["next"]
     empty = "no such agents" if phase else "no agents; `wakegate deploy FOLDER` makes one"
-    show(found, _COLUMNS, output, name="name", empty=empty)
+    show(found, _COLUMNS, output, name=_name, empty=empty)
 
 
 @app.command("get")
@@ -51,7 +58,7 @@ def ls(
 def get(gateway: Client, agent: AgentName, output: Output = Format.YAML) -> None:
     """Show an agent: its manifest, its state, its requests and what it costs."""
     found = gateway.send(get_agent(*split_name(agent)))
-    show([found], _COLUMNS, output, name="name", one=True)
+    show([found], _COLUMNS, output, name=_name, one=True)
 
 
 @app.command("stop")

@@ -224,7 +224,8 @@ def test_agents_are_listed_stopped_started_and_deleted(tmp_path: Path) -> None:
         assert "my-agent is stopped: revision 2 is started with it" in run("deploy", str(folder))
         (shown,) = json.loads(run("agents", "ls", "--phase", "Stopped", "-o", "json"))
         assert (shown["name"], shown["latestRevision"]) == ("my-agent", 2)
-        assert run("agents", "start", "my-agent") == "my-agent started\n"
+        (name,) = run("agents", "ls", "-o", "name").split()
+        assert run("agents", "start", name) == "default/my-agent started\n"
         assert server.client.get("/v1/agents/my-agent").json()["phase"] != "Stopped"
         assert run("agents", "rm", "default/my-agent") == "default/my-agent deleted\n"
         assert "wakegate: no agent" in run("agents", "get", "my-agent", status=4)
