@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH = re.compile(r"--hash=[a-z0-9]{1,16}:[0-9a-f]{1,256}")
 # What pip says of a package that the index has not, or not in that version.
 _MISSING = re.compile(r"No matching distribution found for ([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
-# And of an index that it cannot reach, which it then takes for one that has nothing: 'ProxyError('...', OSError('...'))'.
+# And of an index that it cannot reach, which it then takes for one that has nothing.
 _NOTHING_SEEN = "(from versions: none)"
 _BROKEN = re.compile(r"after connection broken by '(.{1,1000})': /")
 _OBJECT = re.compile(r"<[^<>]{1,200}>(?:: |, )?")  # <pip._vendor... object at 0x7f...>
