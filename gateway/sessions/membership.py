@@ -108,7 +108,8 @@ class Membership:
                 if earlier is not None:
                     await self._store.release_lease(earlier)
             self._lease = await self._store.acquire_lease(name, self.address, self._takeover_after)
-        if self._was_silent(now):
+        # Not again at once: one that is always late would never take over what a dead gateway has.
+        if self._was_silent(now) and now >= self._trusts_from + self._takeover_after:
             self._trusts_from = self._clock.now() + self._takeover_after
         self._announced_at = now
         return in_time

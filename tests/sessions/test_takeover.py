@@ -146,6 +146,24 @@ async def test_gateway_that_was_stopped_itself_gives_the_others_time_to_come_bac
         announcing.cancel()
 
 
+async def test_gateway_that_is_always_late_takes_over_all_the_same(world: World) -> None:
+    """An overloaded one, whose announcements come once in the time after which it counts as dead itself."""
+    heir = world.heir.membership
+    heir.address = "http://127.0.0.1:2"
+
+    async def announce_late() -> None:
+        while True:
+            await heir.announce()
+            await asyncio.sleep(TAKEOVER_S)
+
+    announcing = asyncio.create_task(announce_late())
+    await asyncio.sleep(10 * TAKEOVER_S)
+    began = asyncio.get_running_loop().time()
+    assert isinstance(await world.ask(world.sessions[0], None), float)
+    assert asyncio.get_running_loop().time() - began < 3 * TAKEOVER_S
+    announcing.cancel()
+
+
 async def _keep_announcing(gateway: Sessions) -> None:
     while True:
         await asyncio.sleep(gateway.membership.heartbeat_interval)
