@@ -9,7 +9,9 @@ the leases of nodes (manifests/node-leases), a lease that the kubelet has not re
 earlier. The lease is asked for only after a request could not connect.
 
 Until the cluster says that a node is not ready, which takes it 40 to 50 s, its warm pods look as if they could be had,
-and new ones may be placed there. So sessions get neither as long as the lease is not renewed.
+and new ones may be placed there. So sessions get neither as long as the lease is not renewed. A machine that starts
+anew within that time renews it at once, and has none of the pods that still count as ready until its kubelet has looked
+at each; so none is given out before all of them accept connections.
 
 Such a pod is deleted first and its end told afterwards, so that two never live: from then on every gateway counts it
 as gone, and a node that comes back ends it. Its session is given another pod at once.
@@ -38,6 +40,8 @@ _BETWEEN_S = 1.0
 # a node is believed to be silent too early or too late, and the connections alone decide, or the node controller does.
 _SILENT_S = 12.0
 _FOLLOWED_S = 20.0  # a pod that a request could not reach; by then its node has reported, or is silent
+# A kubelet that is back has told of all its pods by then. Bounded, as a pod may be ready and accept nothing at its port.
+_RETURNS_S = 60.0
 # Until an end is told once more, should the session's store have been away. Its recovery takes a few seconds; an
 # event in between would count the same loss twice.
 _REPEAT_S = 30.0
@@ -56,6 +60,7 @@ class LostNodes:
         self._api, self._cache, self._endings, self._clock, self._tasks = api, cache, endings, clock, tasks
         self._silent = silent
         self._asking: set[str] = set()  # silent nodes whose leases are being asked for
+        self._back: dict[str, float] = {}  # of these, since when they report again, monotonic
         self._trying: set[str] = set()  # UIDs
         self._told: dict[str, float] = {}  # UID -> when, monotonic
         self._leases: dict[
@@ -106,10 +111,26 @@ class LostNodes:
 
     async def _look_again(self, node: str) -> None:
         try:
-            if not await self._is_silent(node):
+            if await self._is_silent(node):
+                self._back.pop(node, None)
+                return
+            now = self._clock.monotonic()
+            since = self._back.setdefault(node, now)
+            if now - since >= _RETURNS_S or await self._all_accept(node):
                 self._silent.discard(node)
+                self._back.pop(node, None)
         finally:
             self._asking.discard(node)
+
+    async def _all_accept(self, node: str) -> bool:
+        """Whether all of its pods that claims may be given do."""
+        warm = [
+            pod
+            for pods in self._cache.pods.values()
+            for pod in pods.items.values()
+            if pod.node == node and pod.claimable
+        ]
+        return all(await asyncio.gather(*(accepts(pod) for pod in warm)))
 
     async def _is_silent(self, node: str) -> bool:
         """Whether its kubelet has not renewed its lease in time. An API server that does not answer says nothing."""

@@ -153,7 +153,16 @@ def test_session_moves_when_its_pod_accepts_nothing_and_its_kubelet_renews_no_le
         assert wanted == {"nodeSelectorTerms": [{"matchFields": [left_out]}]}
         told_everywhere(server, cluster, session, "its node was lost")
         assert pool_of(server, "my-interpreter")["losses"] == 1
+
+        # It has started anew: none of its earlier pods is there, and its kubelet has not yet looked at each.
+        (gone, *_) = cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "warm"}))
+        cluster.await_(lambda: cluster.silence(gone))
+        asked = cluster.call(lambda: cluster.api.counts["get", "leases"])
         cluster.call(lambda: renew(cluster, node, ahead))
+        # The third look begins after the second has tried the pods.
+        wait_until(lambda: cluster.call(lambda: cluster.api.counts["get", "leases"]) > asked + 2, "it is looked at")
+        assert pool_of(server, "my-interpreter")["ready"] == 0
+        cluster.call(lambda: cluster.delete("pods", "default", gone["metadata"]["name"]))
         wait_until(lambda: pool_of(server, "my-interpreter")["ready"] == 2, "the node is used again")
 
 
