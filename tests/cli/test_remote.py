@@ -489,11 +489,11 @@ def test_commands_about_the_gateway_answer(server: Server, environ: dict[str, st
     assert "default/my-interpreter" in wakegate(environ, "runtimes", "ls").stdout
     assert "SANDBOX" in wakegate(environ, "usage").stdout
     assert "sandboxes" in wakegate(environ, "top", "--once").stdout
-    settings = wakegate(environ, "config", "-o", "json", WAKEGATE_PORT="9000", WAKEGATE_STORE="redis://u:secret@h/0")
+    settings = wakegate(environ, "config", "-o", "json", WAKEGATE_PORT="9000", WAKEGATE_STORE="redis://u:pa55word@h/0")
     found = {each["name"]: each for each in json.loads(settings.stdout)}
     assert found["port"] == {"name": "port", "value": 9000, "from": "WAKEGATE_PORT"}
     assert found["host"]["from"] == "default"
-    assert "secret" not in settings.stdout
+    assert "pa55word" not in settings.stdout
     (tmp_path / "bad.yaml").write_text("kind: CodeInterpreter\nmetadata: {name: x}\nspec: {nosuch: 1}\n")
     assert wakegate(environ, "runtimes", "validate", str(tmp_path / "bad.yaml")).returncode == 2
     for shell in ("bash", "zsh", "fish"):
