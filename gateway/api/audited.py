@@ -16,7 +16,6 @@ from starlette.responses import Response
 from gateway.api.errors import Handler
 from gateway.audit.event import Actor, AuditEvent
 from gateway.audit.log import AuditLog
-from gateway.audit.repeats import Repeats
 from gateway.core.clock import Clock
 from gateway.core.errors import LimitError, WakegateError
 from gateway.core.identity import current
@@ -164,7 +163,6 @@ class _Recorder:
     def __init__(self, operation: str, audit: AuditLog, clock: Clock) -> None:
         self._operation, self._audit, self._clock = operation, audit, clock
         self._action = ACTIONS.get(operation)
-        self._repeats = Repeats(clock)
 
     def check(self) -> None:
         """Raises AuditUnavailableError."""
@@ -183,7 +181,7 @@ class _Recorder:
                 self._audit.record(self._event(denied or self._action or "", request, error.status, error.code))
             return
         actor = actor_of(request)
-        left_out = self._repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
+        left_out = self._audit.refusals.left_out((actor.tenant, actor.subject, error.code, error.limit))
         if left_out is not None:
             event = self._event(denied, request, error.status, error.code)
             self._audit.record(replace(event, detail={**event.detail, "limit": error.limit, "left_out": left_out}))

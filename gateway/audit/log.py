@@ -15,6 +15,7 @@ from typing import Protocol
 
 from gateway.audit.event import AuditEvent, event_fields, timestamp
 from gateway.audit.file import Entry
+from gateway.audit.repeats import Repeats
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError, UnavailableError
 
@@ -73,6 +74,7 @@ class AuditLog:
     def __init__(self, sink: Sink, clock: Clock, *, where: str, refuse: bool, text: bool = False) -> None:
         """`where`: the file's name, for messages. `text`: record code and commands, not only their hash."""
         self.text = text
+        self.refusals = Repeats(clock)  # of all surfaces: a client that repeats itself does so through any of them
         self.problem = ""  # empty: events are written
         self.written = 0
         self.lost = 0

@@ -12,7 +12,6 @@ from typing import Any
 from gateway.audit.body import BodyDigest
 from gateway.audit.event import MAX_TEXT, Actor, AuditEvent
 from gateway.audit.log import AuditLog
-from gateway.audit.repeats import Repeats
 from gateway.core.addresses import host_name
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, LimitError, WakegateError
@@ -60,7 +59,6 @@ class AuditObserver:
         self._access = access  # it knows which hosts are ports of sandboxes
         self._audit = audit
         self._clock = clock
-        self._repeats = Repeats(clock)
         self._text_bytes = 2 * MAX_TEXT if audit.text else 0  # a credential at the edge is hidden before it is cut
 
     def began(self, record: Record) -> None:
@@ -131,7 +129,7 @@ class AuditObserver:
 
     def _record_limit(self, record: Record, error: LimitError) -> None:
         actor = _actor_of(record.scope, record.identity)
-        left_out = self._repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
+        left_out = self._audit.refusals.left_out((actor.tenant, actor.subject, error.code, error.limit))
         if left_out is not None:
             detail: dict[str, str | int | float | bool] = {"limit": error.limit, "left_out": left_out}
             if record.path:

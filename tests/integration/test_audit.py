@@ -157,6 +157,9 @@ def test_limits_that_are_hit_are_recorded_once_and_counted(tmp_path: Path) -> No
         acme, bolt = key("acme"), key("bolt")
         creates = [server.client.post("/v1/sessions", json={}, headers=acme).status_code for _ in range(6)]
         assert creates == [201, 429, 429, 429, 429, 429]
+        path_of_new = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/api/execute"
+        started = [server.client.post(path_of_new, json={"command": ["true"]}, headers=acme) for _ in range(3)]
+        assert [each.status_code for each in started] == [429] * 3
         assert server.client.get("/v1/caller", headers=bolt).status_code == 200
         on_control = [server.client.get("/v1/caller", headers=bolt).status_code for _ in range(3)]
         on_data = [server.client.get("/x", headers={**bolt, "x-session-id": "s"}).status_code for _ in range(3)]
