@@ -36,8 +36,9 @@ T = TypeVar("T")
 
 _SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
 STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
-_POOLS_A_SLICE = 24  # pools of a pass between two yields, the last of which
-# is the first that had something new: a look takes a hundred times as long as to see that there is no need.
+# Pools of a pass between two yields, at most: a slice ends with the first that had something new, as a look takes a
+# hundred times as long as to see that there is no need.
+_POOLS_A_SLICE = 24
 _SPREAD = 0.75  # share of a tick over which a pass is spread
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0  # of reading history from a store that is away
 MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
@@ -173,7 +174,7 @@ class Autoscaler:
         at once; with a budget over all, the others are ordered for after all were decided on.
         """
         loop, steady = asyncio.get_running_loop(), self._clock.monotonic()
-        pace, poked_at = Pace(loop.time(), spread, self._slices), -1e18
+        pace, poked_at, over = Pace(loop.time(), spread, self._slices), -1e18, loop.time() + spread
         urgent, left = self.signal.missing(), dict.fromkeys(self.pools)
         decided: list[tuple[Pool, Decision]] = []
         passed = 0
@@ -195,7 +196,9 @@ class Autoscaler:
                 decided = []
             passed = 0
             await asyncio.sleep(pace.pause(loop.time()))
-            if self._poked.is_set() and loop.time() - poked_at >= MIN_POKE_INTERVAL_S:
+            # Not for longer: while claims of a hundred runtimes wait without an end, a pass would have none either, and
+            # the lease is renewed between passes.
+            if self._poked.is_set() and poked_at + MIN_POKE_INTERVAL_S <= loop.time() < over:
                 urgent, poked_at = self.signal.missing(), loop.time()
         self._slices = pace.slices
         await self._act(decided, now)

@@ -477,6 +477,28 @@ async def test_claim_that_waits_is_seen_in_the_middle_of_a_pass(store: SqliteSto
     running.cancel()
 
 
+async def test_pass_ends_while_claims_of_many_runtimes_wait_without_an_end(
+    store: SqliteStore, clock: ManualClock
+) -> None:
+    """The lease is renewed between passes: without it no order would be sent, and the claims would wait for ever."""
+    keys = [RuntimeKey("default", f"r{n:03d}") for n in range(100)]
+    loop = Loop(store, clock, *(runtime(key, size=1) for key in keys))
+    await loop.begin()
+    await loop.tick(60)
+
+    async def claim_all() -> None:
+        while True:
+            clock.advance(0.001)
+            for key in keys:
+                loop.scaler.waiting(key, 1, clock.now())
+            await asyncio.sleep(0.001)
+
+    claiming = asyncio.create_task(claim_all())
+    async with asyncio.timeout(LIMIT_S):
+        await loop.scaler.run_once(clock.now(), spread=0.1)
+    claiming.cancel()
+
+
 async def test_silent_runtimes_are_not_all_reviewed_at_once(store: SqliteStore, clock: ManualClock) -> None:
     """A hundred runtimes without claims: once they are some minutes old no pass looks at many."""
     loop = Loop(store, clock, *(runtime(RuntimeKey("default", f"r{n:03d}")) for n in range(100)))
