@@ -54,7 +54,7 @@ def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
     _at_most("gpus", gpus, machine.gpus, "GPUs of this machine")
     _at_most("vcpu", cpus, machine.cpus, "cores of this machine")
     _at_most("memory", memory, machine.memory, "of this machine")
-    # It would never start: said here, and not as the reason for which none becomes ready.
+    # Refused now: it would be accepted, wait for room that the machine never has, and fail to become ready.
     requested = runtime.requests
     _at_most("vcpu", requested.millicores / 1000, machine.bookable_cpus, "cores that may be requested of this machine")
     _at_most("memory", requested.memory, machine.bookable_memory, "that may be requested of this machine")

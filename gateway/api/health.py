@@ -108,8 +108,8 @@ class HealthAPI:
         """Pools that have no sandbox yet. After the first time that all of them have one, this is no longer checked.
 
         A runtime that is added later, and whose image is still being pulled, must not make a serving gateway unready.
-        Nor is an agent's revision asked for: whoever deploys one that hangs would keep each gateway that starts unready
-        for three times as long as a start may take.
+        Nor do revisions of agents count: one that hangs while it starts would keep every new gateway unready for three
+        start timeouts.
         """
         if self._pools_settled:
             return []

@@ -14,7 +14,7 @@ from cronsim import CronSim, CronSimError
 
 _FIELDS = 5  # cronsim has a sixth, of seconds: an agent is no metronome
 MAX_CHARS = 100
-_REPEATED = timedelta(hours=4)  # more than clocks are put back by
+_REPEATED = timedelta(hours=4)  # longer than any period that repeats when clocks go back
 
 
 def check_cron(expression: str, timezone: str) -> None:

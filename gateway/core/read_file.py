@@ -1,6 +1,6 @@
 """Reads files that the operator or a manifest names: whole, within a bound, and none that keeps its reader waiting.
 
-To open a named pipe that nobody writes to blocks for ever, and a device has no end.
+Opening a named pipe blocks until somebody writes to it, and reading a device may never end.
 """
 
 from __future__ import annotations

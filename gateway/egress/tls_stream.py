@@ -97,7 +97,7 @@ class TlsStream:
         try:
             while piece := self._tls.read(_READ_BYTES):
                 pieces.append(piece)
-            self._ended = True  # the other side has said so; its end of the socket may stay open
+            self._ended = True  # close_notify; the peer may keep its socket open
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:

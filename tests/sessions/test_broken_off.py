@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,20 +13,15 @@ import pytest
 from gateway.core.errors import SnapshotError, StoreUnavailableError
 from gateway.core.model import HibernationMode, Session, SessionId, SessionState, SnapshotRef, StartKind
 from tests.support.scripted import KEY
-from tests.support.session_world import World
+from tests.support.session_world import World, hibernating
 
 SNAPSHOT = SnapshotRef.of("0" * 32 + "-" + "1" * 32, 5, "2" * 64)
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    made.runtime = replace(made.runtime, hibernation=HibernationMode.WORKSPACE)
-    made.restart()
-    await made.store.start()
-    await made.provider.apply([made.runtime])
-    yield made
-    await made.store.aclose()
+    async with hibernating(tmp_path, HibernationMode.WORKSPACE) as made:
+        yield made
 
 
 @contextmanager

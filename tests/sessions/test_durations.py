@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,15 @@ import pytest
 from gateway.core.errors import SessionNotFoundError, SnapshotError, StoreUnavailableError
 from gateway.core.model import HibernationMode, SandboxId, SessionId, SessionState
 from tests.support.scripted import KEY
-from tests.support.session_world import World
+from tests.support.session_world import World, hibernating
 
 NINE_HOURS_S = 9 * 3600.0
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    made.runtime = replace(made.runtime, hibernation=HibernationMode.STATE)
-    made.restart()
-    await made.store.start()
-    await made.provider.apply([made.runtime])
-    yield made
-    await made.store.aclose()
+    async with hibernating(tmp_path, HibernationMode.STATE) as made:
+        yield made
 
 
 async def test_session_is_hibernated_after_a_night_in_which_nothing_ran(world: World) -> None:

@@ -22,20 +22,15 @@ from gateway.core.errors import (
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.activation import Opened
 from tests.support.scripted import KEY
-from tests.support.session_world import World
+from tests.support.session_world import World, hibernating
 
 RETENTION_S = 1000.0  # of World
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    made.runtime = replace(made.runtime, hibernation=HibernationMode.WORKSPACE)
-    made.restart()
-    await made.store.start()
-    await made.provider.apply([made.runtime])
-    yield made
-    await made.store.aclose()
+    async with hibernating(tmp_path, HibernationMode.WORKSPACE) as made:
+        yield made
 
 
 async def asleep(world: World, content: str = "precious") -> Opened:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,15 @@ class World:
 
     async def sandboxes(self) -> set[SandboxId]:
         return {sandbox.id for sandbox in await self.provider.list()}
+
+
+@asynccontextmanager
+async def hibernating(folder: Path, mode: HibernationMode) -> AsyncIterator[World]:
+    """A world whose sessions hibernate in this mode, with its store open and its runtime served."""
+    made = World(folder)
+    made.runtime = replace(made.runtime, hibernation=mode)
+    made.restart()
+    await made.store.start()
+    await made.provider.apply([made.runtime])
+    yield made
+    await made.store.aclose()

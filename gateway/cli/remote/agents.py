@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 def _name(agent: Mapping[str, Any]) -> str:
-    """As the other verbs take it; whoever sees several tenants has more than one agent of a name."""
+    """NAMESPACE/NAME, which other commands take too: two tenants may each have an agent of one name."""
     return f"{agent['namespace']}/{agent['name']}"
 
 
@@ -72,7 +72,7 @@ def stop(gateway: Client, agent: AgentName) -> None:
 @app.command("start")
 @over_api
 def start(gateway: Client, agent: AgentName) -> None:
-    """Serve it again."""
+    """Start an agent that was stopped: it serves requests again."""
     gateway.send(start_agent(*split_name(agent)))
     print(f"{plain(agent)} started")
 

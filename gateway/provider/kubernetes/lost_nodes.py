@@ -40,7 +40,7 @@ _BETWEEN_S = 1.0
 # a node is believed to be silent too early or too late, and the connections alone decide, or the node controller does.
 _SILENT_S = 12.0
 _FOLLOWED_S = 20.0  # a pod that a request could not reach; by then its node has reported, or is silent
-# A kubelet that is back has told of all its pods by then; a pod may be ready and never accept anything at its port.
+# By then a kubelet that is back has reported all its pods. A pod may be ready without ever listening at its port.
 _RETURNS_S = 60.0
 # Until an end is told once more, should the session's store have been away. Its recovery takes a few seconds; an
 # event in between would count the same loss twice.
